@@ -1,0 +1,328 @@
+"""The values that are signed, recorded or decided.
+
+All are immutable. What is signed is an EIP-712 typed structure, bound to a chain and a contract
+by its :class:`Domain`, so that a signature is worth nothing in another run.
+"""
+
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_account.signers.local import LocalAccount
+from eth_keys.datatypes import Signature
+from eth_keys.exceptions import BadSignature
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
+from eth_utils.exceptions import ValidationError
+
+from flower_chain.errors import FormatError
+
+PPM = 1_000_000
+"""One, in parts per million: the scale of every error and quality on the ledger."""
+
+UNMEASURED = 2**32 - 1
+"""The error of a model that nobody measured."""
+
+MAX_CLASSES = 256
+"""As many classes can a device tell that it holds."""
+
+NOBODY = "0x" + 40 * "0"
+"""Stands for a node that never told its account."""
+
+
+class Refusal(IntEnum):
+    """Why a contribution was refused; the order of ``contracts/src/Refusal.sol``."""
+
+    NONE = 0
+    STALE_VERSION = 1
+    FUTURE_VERSION = 2
+    VERSION_CLOSED = 3
+    SECOND_CONTRIBUTION = 4
+    BAD_DATA_COST = 5
+    BAD_EVIDENCE = 6
+    WORTHLESS = 7
+    BAD_SIGNATURE = 8
+    NOT_ENROLLED = 9
+    UNREADABLE = 10
+    NOT_STORED = 11
+    WRONG_CID = 12
+    OVERSIZE = 13
+    UNSEALABLE = 14
+    WRONG_DIGEST = 15
+    WRONG_FORMAT = 16
+    NOT_FINITE = 17
+    FALSE_EVIDENCE = 18
+    DEVICE_ERROR = 19
+    NO_ANSWER = 20
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+def to_ppm(share: float) -> int:
+    """Round a share to parts per million, half up.
+
+    Raises
+    ------
+    FormatError
+        If `share` is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise FormatError(f"{share!r} is not a share: it must be in [0, 1]")
+    return math.floor(share * PPM + 0.5)
+
+
+def to_bits(classes: Iterable[int]) -> int:
+    """A set of classes as the ledger holds it: bit i is set if class i is in it.
+
+    Raises
+    ------
+    FormatError
+        If a class is not from 0 to 255.
+    """
+    for label in classes:
+        if not 0 <= label < MAX_CLASSES:
+            raise FormatError(f"class {label}: classes must be from 0 to {MAX_CLASSES - 1}")
+    return sum(1 << label for label in set(classes))
+
+
+def from_bits(bits: int) -> tuple[int, ...]:
+    """The inverse of :func:`to_bits`, ascending."""
+    return tuple(label for label in range(MAX_CLASSES) if bits >> label & 1)
+
+
+def pack_errors(errors: Sequence[int]) -> bytes:
+    """Errors as the ledger holds them: each a big-endian uint32."""
+    return struct.pack(f">{len(errors)}I", *errors)
+
+
+def unpack_errors(packed: bytes) -> tuple[int, ...]:
+    """The inverse of :func:`pack_errors`; bytes left over at the end are dropped."""
+    return struct.unpack_from(f">{len(packed) // 4}I", packed)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where a signature holds: one contract on one chain (EIP-712 domain).
+
+    Parameters
+    ----------
+    chain_id : int
+    contract : str
+        Checksum address of the scheme's contract.
+    """
+
+    chain_id: int
+    contract: str
+
+    def encode(self, name: str, types: list[dict[str, str]], message: Any) -> SignableMessage:
+        """The typed structure `name` with this domain, ready to be signed."""
+        domain = {
+            "name": "flower-chain",
+            "version": "1",
+            "chainId": self.chain_id,
+            "verifyingContract": self.contract,
+        }
+        return encode_typed_data(domain, {name: types}, message)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of the global model, as published on the ledger.
+
+    Parameters
+    ----------
+    digest : bytes
+        SHA-256 of its canonical bytes.
+    cid : bytes
+        Binary CIDv1 of these bytes in the store.
+    seed_commitment : bytes
+        keccak256 of the seed that draws the version's validation samples.
+    error_ppm : int
+        Error on the owner's validation data, or :data:`UNMEASURED`.
+    """
+
+    digest: bytes
+    cid: bytes
+    seed_commitment: bytes
+    error_ppm: int = UNMEASURED
+
+    def as_tuple(self) -> tuple[bytes, bytes, bytes, int]:
+        """Its fields as the contract's structure has them."""
+        return self.digest, self.cid, self.seed_commitment, self.error_ppm
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the owner signs when it asks a device to train: papers/1 figure 2, step 1.
+
+    Parameters
+    ----------
+    version : int
+        The version k of the model.
+    model_digest : bytes
+        SHA-256 of the canonical bytes of T_k.
+    plan_digest : bytes
+        SHA-256 of the run's plan.
+    """
+
+    version: int
+    model_digest: bytes
+    plan_digest: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the owner signs."""
+        types = [
+            {"name": "version", "type": "uint32"},
+            {"name": "modelDigest", "type": "bytes32"},
+            {"name": "planDigest", "type": "bytes32"},
+        ]
+        message = {
+            "version": self.version,
+            "modelDigest": self.model_digest,
+            "planDigest": self.plan_digest,
+        }
+        return domain.encode("Task", types, message)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a device signs when it introduces itself: its account and its classes.
+
+    Parameters
+    ----------
+    device : str
+        Its account.
+    classes : tuple of int
+        The classes that it holds data of (papers/1 algorithm 1), ascending; empty if it does not
+        tell.
+    """
+
+    device: str
+    classes: tuple[int, ...]
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the device signs."""
+        types = [{"name": "device", "type": "address"}, {"name": "classes", "type": "uint256"}]
+        message = {"device": self.device, "classes": to_bits(self.classes)}
+        return domain.encode("Hello", types, message)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a device signs for its update (papers/1 table I).
+
+    Parameters
+    ----------
+    device : str
+        a_i: checksum address of the account that signs and is paid.
+    version : int
+        v_i: the version of the model that was trained.
+    data_cost : int
+        n_i: data points used.
+    digest : bytes
+        H(delta_i): SHA-256 of the canonical bytes of the update.
+    cid : bytes
+        Binary CIDv1 of the sealed update.
+    classes : tuple of int
+        C_D: the classes that the device holds data of, ascending; empty if it did not tell.
+    errors : tuple of int
+        Validation errors before the training and after each epoch, in parts per million.
+    """
+
+    device: str
+    version: int
+    data_cost: int
+    digest: bytes
+    cid: bytes
+    classes: tuple[int, ...]
+    errors: tuple[int, ...]
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the device signs."""
+        types = [
+            {"name": "device", "type": "address"},
+            {"name": "version", "type": "uint32"},
+            {"name": "dataCost", "type": "uint32"},
+            {"name": "digest", "type": "bytes32"},
+            {"name": "cid", "type": "bytes"},
+            {"name": "classes", "type": "uint256"},
+            {"name": "errors", "type": "bytes"},
+        ]
+        device, version, data_cost, digest, cid, classes, errors = self.as_tuple()
+        message = {
+            "device": device,
+            "version": version,
+            "dataCost": data_cost,
+            "digest": digest,
+            "cid": cid,
+            "classes": classes,
+            "errors": errors,
+        }
+        return domain.encode("Contribution", types, message)
+
+    def as_tuple(self) -> tuple[str, int, int, bytes, bytes, int, bytes]:
+        """Its fields as the contract's structure has them."""
+        return (
+            self.device,
+            self.version,
+            self.data_cost,
+            self.digest,
+            self.cid,
+            to_bits(self.classes),
+            pack_errors(self.errors),
+        )
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A contribution with the compact signature (EIP-2098) of its device, 64 bytes."""
+
+    contribution: Contribution
+    signature: bytes
+
+    def is_valid(self, domain: Domain) -> bool:
+        """Whether the signature is that of the device that the contribution names."""
+        message = self.contribution.encode(domain)
+        return recover(message, self.signature) == self.contribution.device
+
+
+def sign(message: SignableMessage, account: LocalAccount) -> bytes:
+    """The compact signature (EIP-2098) of `account` under `message`, 64 bytes."""
+    signed = account.sign_message(message)
+    parity = signed.v - 27
+    return signed.r.to_bytes(32, "big") + (signed.s | parity << 255).to_bytes(32, "big")
+
+
+def recover(message: SignableMessage, signature: bytes) -> str | None:
+    """The checksum address that signed `message`, or None if `signature` is not one."""
+    public_key = recover_public_key(message, signature)
+    if public_key is None:
+        return None
+    return to_checksum_address(keccak(public_key)[-20:])
+
+
+def recover_public_key(message: SignableMessage, signature: bytes) -> bytes | None:
+    """The public key (64 bytes) that signed `message`, or None if `signature` is not one.
+
+    As strict as the contract's check: of the two possible s only the lower counts.
+    """
+    if len(signature) != 64:
+        return None
+    vs = int.from_bytes(signature[32:], "big")
+    s = vs & ~(1 << 255)
+    if s > _HALF_ORDER:
+        return None
+    try:
+        parsed = Signature(signature[:32] + s.to_bytes(32, "big") + bytes([vs >> 255]))
+        hashed = keccak(b"\x19" + message.version + message.header + message.body)
+        return parsed.recover_public_key_from_msg_hash(hashed).to_bytes()
+    except (BadSignature, ValidationError):
+        return None
+
+
+_HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0

@@ -1,0 +1,61 @@
+"""What every off-chain store does."""
+
+from abc import ABC, abstractmethod
+
+from flower_chain.errors import Damaged
+from flower_chain.store.cid import cid_of, cid_to_bytes
+
+
+class Store(ABC):
+    """Bytes under their content identifier (CID): whoever has the CID can check the bytes."""
+
+    def put(self, data: bytes) -> str:
+        """Store `data` for good and return its CID; storing them again changes nothing.
+
+        Raises
+        ------
+        StoreError
+            If they can't be stored.
+        """
+        cid = cid_of(data)
+        self._write(cid, data)
+        return cid
+
+    def get(self, cid: str, limit: int | None = None) -> bytes:
+        """The bytes under `cid`, checked against it.
+
+        Parameters
+        ----------
+        cid : str
+            What :meth:`put` returned, here or elsewhere.
+        limit : int, optional
+            The most bytes that are wanted; more are refused without being read.
+
+        Raises
+        ------
+        FormatError
+            If `cid` is not a CID.
+        NotStored
+            If nothing is stored under it.
+        Damaged
+            If the bytes are not those that it names.
+        StoreError
+            If they are more than `limit`, or can't be read.
+        """
+        cid_to_bytes(cid)
+        data = self._read(cid, limit)
+        if (found := cid_of(data)) != cid:
+            raise Damaged(f"the {len(data)} bytes under {cid} in {self} are those of {found}")
+        return data
+
+    @abstractmethod
+    def __contains__(self, cid: str) -> bool:
+        """Whether something is stored under `cid`; :meth:`get` tells if it is undamaged."""
+
+    @abstractmethod
+    def _write(self, cid: str, data: bytes) -> None:
+        """Store `data`, of which `cid` is the CID: wholly or not at all, and durably."""
+
+    @abstractmethod
+    def _read(self, cid: str, limit: int | None) -> bytes:
+        """What is stored under `cid`, a valid CID; never more than `limit` bytes."""

@@ -1,0 +1,190 @@
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any, Literal
+
+import pytest
+from eth_account import Account
+from eth_account.messages import encode_defunct
+
+from flower_chain.errors import FormatError, KeyFileError
+from flower_chain.keys import PASSWORD_VARIABLE, address_of, load, load_or_create, public_key
+
+# The first account of Hardhat's and Foundry's well-known test mnemonic.
+KEY = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
+ADDRESS = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
+PUBLIC_KEY = (
+    "8318535b54105d4a7aae60c08fc45f9687181b4fdfc625bd1a753fa7397fed75"
+    "3547f11ca8696646f2f3acb08e31016afac23e630c5d11f59f61fef57b0d2aa5"
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys" / "device.key"
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def keystore(kdf: Literal["pbkdf2", "scrypt"] = "pbkdf2") -> dict[str, Any]:
+    return Account.encrypt(bytes.fromhex(KEY), "open sesame", kdf=kdf, iterations=2)
+
+
+class TestLoadOrCreate:
+    def test_makes_a_key_that_loads_again(self, path: Path) -> None:
+        assert load_or_create(path).key == load_or_create(path).key == load(path).key
+
+    def test_makes_another_key_for_another_path(self, path: Path) -> None:
+        assert load_or_create(path).key != load_or_create(path.with_name("other.key")).key
+
+    def test_only_the_owner_may_read_file_and_folder(self, path: Path) -> None:
+        load_or_create(path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+    def test_leaves_nothing_but_the_key_file(self, path: Path) -> None:
+        load_or_create(path)
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_a_folder_that_was_there_keeps_its_mode(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o755)
+        load_or_create(path)
+        assert path.parent.stat().st_mode & 0o777 == 0o755
+
+    def test_racing_callers_get_one_key(self, path: Path) -> None:
+        barrier = Barrier(8)
+
+        def race(_: int) -> bytes:
+            barrier.wait()
+            return bytes(load_or_create(path).key)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(race, range(8)))) == 1
+
+    def test_one_who_comes_second_keeps_the_first_key(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(path, KEY)
+        monkeypatch.setattr(Path, "exists", lambda _: False)
+        assert load_or_create(path).address == ADDRESS
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_a_malformed_key_is_not_replaced(self, path: Path) -> None:
+        write(path, "")
+        with pytest.raises(KeyFileError, match="malformed"):
+            load_or_create(path)
+        assert path.read_text() == ""
+
+    def test_a_path_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(KeyFileError, match=r"can't make the key file .*/file/device.key"):
+            load_or_create(tmp_path / "file" / "device.key")
+
+
+class TestLoad:
+    @pytest.mark.parametrize("text", [KEY, f"0x{KEY}\n", f" {KEY.upper()} "])
+    def test_reads_hexadecimal(self, path: Path, text: str) -> None:
+        assert load(write(path, text)).address == ADDRESS
+
+    @pytest.mark.parametrize("kdf", ["pbkdf2", "scrypt"])
+    def test_reads_a_keystore(self, path: Path, kdf: Literal["pbkdf2", "scrypt"]) -> None:
+        assert load(write(path, json.dumps(keystore(kdf))), "open sesame").address == ADDRESS
+
+    def test_takes_the_password_from_the_environment(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(PASSWORD_VARIABLE, "open sesame")
+        assert load(write(path, json.dumps(keystore()))).address == ADDRESS
+
+    def test_the_password_given_comes_first(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(PASSWORD_VARIABLE, "another")
+        assert load(write(path, json.dumps(keystore())), "open sesame").address == ADDRESS
+
+    def test_a_missing_password_tells_where_to_put_it(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+        with pytest.raises(KeyFileError, match=f"encrypted: set {PASSWORD_VARIABLE}"):
+            load(write(path, json.dumps(keystore())))
+
+    def test_a_wrong_password_says_so(self, path: Path) -> None:
+        with pytest.raises(KeyFileError, match="the password is wrong"):
+            load(write(path, json.dumps(keystore())), "open barley")
+
+    def test_a_missing_file_is_named(self, path: Path) -> None:
+        with pytest.raises(KeyFileError, match=f"no key file {path}"):
+            load(path)
+
+    @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o777])
+    def test_a_file_open_to_others_is_refused(self, path: Path, mode: int) -> None:
+        with pytest.raises(KeyFileError, match=f"open to others .*chmod 600 {path}"):
+            load(write(path, KEY, mode))
+
+    def test_something_that_is_not_a_file_is_named(self, path: Path) -> None:
+        path.mkdir(parents=True)
+        with pytest.raises(KeyFileError, match=f"can't read the key file {path}"):
+            load(path)
+
+    @pytest.mark.parametrize(
+        "text", ["", KEY[:-2], KEY + "00", KEY[:-1] + "g", "0x0x" + KEY[4:], "0" * 64, "f" * 64]
+    )
+    def test_a_malformed_key_is_refused_without_being_quoted(self, path: Path, text: str) -> None:
+        with pytest.raises(KeyFileError, match="malformed") as caught:
+            load(write(path, text))
+        assert KEY[4:12] not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {},
+            {"version": 1},
+            {"version": 3},
+            {"version": 3, "crypto": None},
+            {"version": 3, "crypto": {}},
+            {**keystore(), "crypto": {"kdf": "md5"}},
+            {**keystore(), "crypto": {"kdf": "pbkdf2", "kdfparams": 7}},
+            {**keystore(), "version": [3]},
+        ],
+    )
+    def test_a_malformed_keystore_is_refused(self, path: Path, content: object) -> None:
+        with pytest.raises(KeyFileError, match=str(path)):
+            load(write(path, json.dumps(content)), "open sesame")
+
+    def test_a_truncated_keystore_is_refused(self, path: Path) -> None:
+        with pytest.raises(KeyFileError, match="not JSON"):
+            load(write(path, json.dumps(keystore())[:-1]), "open sesame")
+
+    def test_a_file_that_is_not_text_is_refused(self, path: Path) -> None:
+        write(path, "")
+        path.write_bytes(b"\xff\xfe" + os.urandom(30))
+        with pytest.raises(KeyFileError, match="not text"):
+            load(path)
+
+
+class TestPublicKey:
+    def test_has_64_bytes(self) -> None:
+        assert public_key(Account.from_key(KEY)).hex() == PUBLIC_KEY
+
+    def test_gives_the_address(self) -> None:
+        assert address_of(bytes.fromhex(PUBLIC_KEY)) == ADDRESS
+
+    def test_of_another_length_is_refused(self) -> None:
+        with pytest.raises(FormatError, match="64 bytes"):
+            address_of(bytes(65))
+
+    def test_is_the_one_that_checks_signatures(self, path: Path) -> None:
+        account = load_or_create(path)
+        message = encode_defunct(b"hello")
+        signature = account.sign_message(message).signature
+        signer = Account.recover_message(message, signature=signature)
+        assert signer == address_of(public_key(account))
