@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+import {Multicall} from "@openzeppelin/contracts/utils/Multicall.sol";
+
+import {Refusal} from "./Refusal.sol";
+import {Treasury} from "./Treasury.sol";
+
+/// @title Federation
+/// @notice What every scheme shares: the roles, the history of the model, and the life of a version: contributions are
+///         submitted, the owner refuses what it found wrong off chain, the rest is paid, the next model is published.
+/// @dev A scheme says in `_judge` what a contribution is worth. Nothing that a contribution holds can make `submit`
+///      revert: a bad one is refused with a reason, the others are recorded.
+abstract contract Federation is Treasury, EIP712, Multicall {
+    /// @notice One version of the global model.
+    /// @param digest SHA-256 of its canonical bytes.
+    /// @param cid Binary CIDv1 of these bytes in the store.
+    /// @param seedCommitment keccak256 of the seed of the version's validation samples, revealed when the version ends.
+    /// @param errorPpm Error on the owner's validation data in parts per million, or `UNMEASURED`.
+    struct Model {
+        bytes32 digest;
+        bytes cid;
+        bytes32 seedCommitment;
+        uint32 errorPpm;
+    }
+
+    /// @notice What a device signs: papers/1 table I.
+    /// @param device a_i: the account that signs and is paid.
+    /// @param version v_i: the version of the model that was trained.
+    /// @param dataCost n_i: data points used.
+    /// @param digest H(delta_i): SHA-256 of the canonical bytes of the update.
+    /// @param cid Binary CIDv1 of the sealed update.
+    /// @param classes C_D: bit i is set if the device holds data of class i; papers/1 algorithm 1.
+    /// @param errors Validation errors before the training and after each epoch, in parts per million, each as a uint32
+    ///        (big-endian, packed: an array of words would cost twice the gas).
+    struct Contribution {
+        address device;
+        uint32 version;
+        uint32 dataCost;
+        bytes32 digest;
+        bytes cid;
+        uint256 classes;
+        bytes errors;
+    }
+
+    /// @notice A contribution with the compact signature (EIP-2098) of its device over the EIP-712 hash.
+    struct SignedContribution {
+        Contribution contribution;
+        bytes32 r;
+        bytes32 vs;
+    }
+
+    /// @dev One storage slot: recording a contribution costs one update of it.
+    struct Device {
+        bool enrolled;
+        uint32 nextVersion;
+        uint128 due;
+    }
+
+    /// @dev What is due and paid for the current version, and since when something is due. The first three share a slot:
+    ///      recording a batch costs one.
+    struct Round {
+        uint128 due;
+        uint64 dueSince;
+        bool closed;
+        uint128 paid;
+        uint256 pool;
+    }
+
+    /// @notice Marks a model whose error nobody measured.
+    uint32 public constant UNMEASURED = type(uint32).max;
+
+    /// @notice One, in parts per million.
+    uint32 public constant PPM = 1e6;
+
+    bytes32 private constant CONTRIBUTION_TYPEHASH = keccak256(
+        "Contribution(address device,uint32 version,uint32 dataCost,bytes32 digest,bytes cid,uint256 classes,bytes errors)"
+    );
+
+    /// @notice The account that runs the federation; never a device (papers/1 section II.F).
+    address public immutable owner;
+
+    /// @notice SHA-256 of the run's plan, all that is agreed but not enforced here.
+    bytes32 public immutable planDigest;
+
+    /// @notice Seconds from the first accepted contribution of a version until anyone may pay for it.
+    uint64 public immutable patience;
+
+    /// @notice The current version k.
+    uint32 public version;
+
+    /// @notice True once the owner ended the run.
+    bool public finished;
+
+    /// @notice What is due and paid for the current version.
+    Round public round;
+
+    /// @notice Every version of the model.
+    mapping(uint32 version => Model model) public models;
+
+    /// @notice The enrolled devices.
+    mapping(address device => Device state) public devices;
+
+    /// @notice `device` may contribute from now on.
+    event Enrolled(address indexed device);
+
+    /// @notice `digest` is the model that `version` trains.
+    event ModelPublished(uint32 indexed version, bytes32 digest, bytes cid, bytes32 seedCommitment, uint32 errorPpm);
+
+    /// @notice The validation samples of `version` were drawn with `seed`.
+    event SeedRevealed(uint32 indexed version, bytes32 seed);
+
+    /// @notice A contribution to the current version was accepted; `due` will be paid for it unless the owner refuses it.
+    event Accepted(
+        address indexed device,
+        uint32 dataCost,
+        bytes32 digest,
+        bytes cid,
+        uint256 classes,
+        bytes errors,
+        bytes32 r,
+        bytes32 vs,
+        uint128 due
+    );
+
+    /// @notice A contribution was refused when it was submitted; `device` is a mere claim if the signature is bad.
+    event Rejected(
+        address indexed device,
+        uint32 version,
+        uint32 dataCost,
+        bytes32 digest,
+        bytes cid,
+        uint256 classes,
+        bytes errors,
+        bytes32 r,
+        bytes32 vs,
+        Refusal reason
+    );
+
+    /// @notice The owner refused what `device` sent for `version`, or recorded that it sent nothing. The zero address
+    ///         stands for a node that never told its account.
+    event Refused(address indexed device, uint32 indexed version, Refusal reason);
+
+    /// @notice `device` was credited `amount` for its contribution to `version`.
+    event Paid(address indexed device, uint32 indexed version, uint256 amount);
+
+    /// @notice The pool can't pay all that is `due` for `version`; it is shared pro rata.
+    event PoolShort(uint32 indexed version, uint256 due, uint256 pool);
+
+    /// @notice The run is over.
+    event Finished(uint32 version);
+
+    /// @notice Only the owner may do this.
+    error NotOwner(address caller);
+
+    /// @notice The run is over.
+    error AlreadyFinished();
+
+    /// @notice The owner and the zero address can't be devices.
+    error NotADevice(address account);
+
+    /// @notice `device` is enrolled already.
+    error AlreadyEnrolled(address device);
+
+    /// @notice `reason` is decided by the contract, not found by the owner.
+    error NotAFinding(Refusal reason);
+
+    /// @notice Payments of `version` have begun.
+    error PaymentsBegun(uint32 version);
+
+    /// @notice Accepted contributions of `version` are not paid yet.
+    error Unpaid(uint32 version, uint256 due, uint256 paid);
+
+    /// @notice `version` has accepted contributions.
+    error VersionOpen(uint32 version);
+
+    /// @notice The seed is not the one that was committed to for `version`.
+    error WrongSeed(uint32 version);
+
+    modifier whileRunning() {
+        if (finished) revert AlreadyFinished();
+        _;
+    }
+
+    modifier onlyOwner() {
+        if (msg.sender != owner) revert NotOwner(msg.sender);
+        _;
+    }
+
+    constructor(IERC20 token_, bytes32 planDigest_, uint64 patience_, Model memory first)
+        Treasury(token_)
+        EIP712("flower-chain", "1")
+    {
+        owner = msg.sender;
+        planDigest = planDigest_;
+        patience = patience_;
+        _publish(0, first);
+    }
+
+    /// @notice Adds devices to the allowlist.
+    function enrol(address[] calldata accounts) external onlyOwner whileRunning {
+        for (uint256 i; i < accounts.length; ++i) {
+            address device = accounts[i];
+            if (device == owner || device == address(0)) revert NotADevice(device);
+            if (devices[device].enrolled) revert AlreadyEnrolled(device);
+            devices[device].enrolled = true;
+            emit Enrolled(device);
+        }
+    }
+
+    /// @notice Records contributions (papers/1: FederatedLearning and UploadGradient). Anyone may relay them.
+    function submit(SignedContribution[] calldata batch) external whileRunning {
+        uint32 current = version;
+        bool closed = round.closed;
+        uint128 due;
+        for (uint256 i; i < batch.length; ++i) {
+            due += _record(batch[i], current, closed);
+        }
+        if (due == 0) return;
+        if (round.due == 0) round.dueSince = uint64(block.timestamp);
+        round.due += due;
+    }
+
+    /// @notice The owner refuses what it found wrong off chain, or records that a device failed to answer. The device
+    ///         can't contribute to the current version any more.
+    /// @param device Whose contribution to the current version; the zero address for a node without a known account.
+    /// @param reason One after `Worthless`.
+    function refuse(address device, Refusal reason) external onlyOwner whileRunning {
+        if (reason <= Refusal.Worthless) revert NotAFinding(reason);
+        if (round.closed) revert PaymentsBegun(version);
+        round.due -= _takeDue(device);
+        if (devices[device].enrolled) devices[device].nextVersion = version + 1;
+        emit Refused(device, version, reason);
+    }
+
+    /// @notice Credits what is due for accepted contributions (papers/1: Payment), and passes over accounts to which
+    ///         nothing is. The first call for a version closes it. Only the owner may call it, or anyone `patience`
+    ///         seconds after the first contribution was accepted.
+    function pay(address[] calldata accounts) external nonReentrant {
+        if (msg.sender != owner && !_overdue()) revert NotOwner(msg.sender);
+        if (!round.closed) _close();
+        uint256 due = round.due;
+        uint256 funds = round.pool;
+        uint128 paid;
+        for (uint256 i; i < accounts.length; ++i) {
+            uint128 share = _takeDue(accounts[i]);
+            if (share == 0) continue;
+            paid += share;
+            uint256 amount = due > funds ? Math.mulDiv(share, funds, due) : share;
+            emit Paid(accounts[i], version, amount);
+            _credit(accounts[i], amount);
+        }
+        round.paid += paid;
+    }
+
+    /// @notice Ends the current version and publishes the next model; the same again if nothing was accepted.
+    /// @param seed The seed of the version that ends.
+    /// @param next The model of the version that begins.
+    function advance(bytes32 seed, Model calldata next) external onlyOwner whileRunning {
+        if (round.paid != round.due) revert Unpaid(version, round.due, round.paid);
+        if (keccak256(abi.encodePacked(seed)) != models[version].seedCommitment) revert WrongSeed(version);
+        emit SeedRevealed(version, seed);
+        delete round;
+        version += 1;
+        _publish(version, next);
+    }
+
+    /// @notice Ends the run: no further contributions, and what is left of the pool goes back to the owner; again, if
+    ///         something arrives later. A version with accepted contributions must be ended by `advance` first.
+    function finish() external onlyOwner nonReentrant {
+        if (round.due != 0) revert VersionOpen(version);
+        if (!finished) {
+            finished = true;
+            emit Finished(version);
+        }
+        _emptyPool(owner);
+    }
+
+    /// @notice The hash that the device of `contribution` signs (EIP-712).
+    function hashContribution(Contribution calldata contribution) external view returns (bytes32) {
+        return _hash(contribution);
+    }
+
+    /// @dev See `hashContribution`.
+    function _hash(Contribution calldata contribution) private view returns (bytes32) {
+        return _hashTypedDataV4(
+            keccak256(
+                abi.encode(
+                    CONTRIBUTION_TYPEHASH,
+                    contribution.device,
+                    contribution.version,
+                    contribution.dataCost,
+                    contribution.digest,
+                    keccak256(contribution.cid),
+                    contribution.classes,
+                    keccak256(contribution.errors)
+                )
+            )
+        );
+    }
+
+    /// @dev What the scheme makes of a contribution that is formally in order: a reason, or what is due for it.
+    function _judge(Contribution calldata contribution) internal view virtual returns (Refusal reason, uint128 due);
+
+    function _record(SignedContribution calldata item, uint32 current, bool closed) private returns (uint128 due) {
+        Contribution calldata c = item.contribution;
+        Refusal reason = _check(item, current, closed);
+        if (reason == Refusal.None) {
+            (reason, due) = _judge(c);
+            devices[c.device] = Device(true, current + 1, due);
+        }
+        if (reason == Refusal.None) {
+            emit Accepted(c.device, c.dataCost, c.digest, c.cid, c.classes, c.errors, item.r, item.vs, due);
+        } else {
+            emit Rejected(
+                c.device, c.version, c.dataCost, c.digest, c.cid, c.classes, c.errors, item.r, item.vs, reason
+            );
+        }
+    }
+
+    /// @dev The checks that come before any scheme: signature, role, version, once per device and version.
+    function _check(SignedContribution calldata item, uint32 current, bool closed) private view returns (Refusal) {
+        Contribution calldata c = item.contribution;
+        (address signer, ECDSA.RecoverError fault,) = ECDSA.tryRecover(_hash(c), item.r, item.vs);
+        if (fault != ECDSA.RecoverError.NoError || signer != c.device) return Refusal.BadSignature;
+        Device storage device = devices[signer];
+        if (!device.enrolled) return Refusal.NotEnrolled;
+        if (c.version < current) return Refusal.StaleVersion;
+        if (c.version > current) return Refusal.FutureVersion;
+        if (closed) return Refusal.VersionClosed;
+        if (device.nextVersion > current) return Refusal.SecondContribution;
+        return Refusal.None;
+    }
+
+    /// @dev True if the owner left accepted contributions unpaid for too long.
+    function _overdue() private view returns (bool) {
+        // A validator shifts the time by seconds, the patience is hours or days.
+        // forge-lint: disable-next-line(block-timestamp)
+        return round.due > round.paid && block.timestamp >= uint256(round.dueSince) + patience;
+    }
+
+    /// @dev Fixes what the version is paid from, and ends its submissions.
+    function _close() private {
+        round.closed = true;
+        round.pool = pool();
+        if (round.due > round.pool) emit PoolShort(version, round.due, round.pool);
+    }
+
+    /// @dev What is due to `device` for the current version, which is then no longer due.
+    function _takeDue(address device) private returns (uint128 due) {
+        due = devices[device].due;
+        if (due != 0) devices[device].due = 0;
+    }
+
+    function _publish(uint32 version_, Model memory model) private {
+        models[version_] = model;
+        emit ModelPublished(version_, model.digest, model.cid, model.seedCommitment, model.errorPpm);
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+
+import {Federation} from "./Federation.sol";
+import {Refusal} from "./Refusal.sol";
+
+/// @title RecordAndReward
+/// @notice papers/1: a class-sampled validation error scheme (CSVES) decides from the signed validation errors whether a
+///         contribution is worth anything, and an accepted one is paid for its data.
+/// @dev The same rules in Python: `flower_chain/rules/record_and_reward.py`.
+contract RecordAndReward is Federation {
+    /// @notice How contributions are judged.
+    enum Rule {
+        Gain,
+        Trend,
+        Threshold,
+        Both,
+        Either
+    }
+
+    /// @notice What is agreed before the run and enforced by this contract.
+    /// @param digest SHA-256 of the whole plan.
+    /// @param rule How contributions are judged.
+    /// @param thresholdPpm tau: the last validation error must be below.
+    /// @param gainPpm Rule `Gain`: the share of the open error that the training must have removed,
+    /// @param clearPpm unless the misdirection of the update is at most this;
+    /// @param harmPpm it must be at most this in any case.
+    /// @param leastPpm Rule `Gain`: the share of its full price that an accepted contribution is worth at least.
+    /// @param rate Paid for each data point, in the token's smallest unit.
+    /// @param maxDataCost The largest data cost that a device may claim.
+    /// @param patience Seconds after which anyone may pay what the owner left unpaid.
+    struct Plan {
+        bytes32 digest;
+        Rule rule;
+        uint32 thresholdPpm;
+        uint32 gainPpm;
+        uint32 clearPpm;
+        uint32 harmPpm;
+        uint32 leastPpm;
+        uint64 rate;
+        uint32 maxDataCost;
+        uint64 patience;
+    }
+
+    /// @notice The most validation errors that a contribution may hold.
+    uint256 public constant MAX_ERRORS = 256;
+
+    /// @notice How contributions are judged.
+    Rule public immutable rule;
+
+    /// @notice tau: the last validation error must be below, in parts per million. Not for `Gain`.
+    uint32 public immutable thresholdPpm;
+
+    /// @notice The share of the open error that the training must have removed, in parts per million. `Gain` only.
+    uint32 public immutable gainPpm;
+
+    /// @notice The misdirection up to which no gain is asked for, in parts per million. `Gain` only.
+    uint32 public immutable clearPpm;
+
+    /// @notice The misdirection from which no gain is enough, in parts per million. `Gain` only.
+    uint32 public immutable harmPpm;
+
+    /// @notice What an accepted contribution is worth at least, in parts per million of its full price. `Gain` only.
+    uint32 public immutable leastPpm;
+
+    /// @notice Paid for each data point, in the token's smallest unit.
+    uint64 public immutable rate;
+
+    /// @notice The largest data cost that a device may claim.
+    uint32 public immutable maxDataCost;
+
+    /// @notice `value` is more than `PPM`, or none where there must be some.
+    error NotAShare(uint32 value);
+
+    constructor(IERC20 token_, Plan memory plan, Model memory first)
+        Federation(token_, plan.digest, plan.patience, first)
+    {
+        if (plan.thresholdPpm > PPM) revert NotAShare(plan.thresholdPpm);
+        if (plan.gainPpm > PPM) revert NotAShare(plan.gainPpm);
+        if (plan.clearPpm > PPM) revert NotAShare(plan.clearPpm);
+        if (plan.harmPpm > PPM) revert NotAShare(plan.harmPpm);
+        if (plan.leastPpm == 0 || plan.leastPpm > PPM) revert NotAShare(plan.leastPpm);
+        rule = plan.rule;
+        thresholdPpm = plan.thresholdPpm;
+        gainPpm = plan.gainPpm;
+        clearPpm = plan.clearPpm;
+        harmPpm = plan.harmPpm;
+        leastPpm = plan.leastPpm;
+        rate = plan.rate;
+        maxDataCost = plan.maxDataCost;
+    }
+
+    /// @inheritdoc Federation
+    function _judge(Contribution calldata contribution) internal view override returns (Refusal reason, uint128 due) {
+        uint256 dataCost = contribution.dataCost;
+        if (dataCost == 0 || dataCost > maxDataCost) return (Refusal.BadDataCost, 0);
+        if (!_wellFormed(contribution.errors)) return (Refusal.BadEvidence, 0);
+        uint256 share = _quality(contribution.errors);
+        if (share == 0) return (Refusal.Worthless, 0);
+        unchecked {
+            // dataCost < 2^32, rate < 2^64 and share <= PPM: below 2^96.
+            // forge-lint: disable-next-line(unsafe-typecast)
+            return (Refusal.None, uint128(dataCost * rate * share / PPM));
+        }
+    }
+
+    /// @dev The share of its full price that a contribution is worth, in parts per million; 0 if it is refused.
+    function _quality(bytes calldata errors) private view returns (uint256) {
+        if (rule == Rule.Gain) return _gainQuality(errors);
+        bool below = _errorAt(errors, errors.length - 4) < thresholdPpm;
+        bool accepted;
+        if (rule == Rule.Threshold) accepted = below;
+        else if (rule == Rule.Trend) accepted = _falls(errors);
+        else if (rule == Rule.Both) accepted = below && _falls(errors);
+        else accepted = below || _falls(errors);
+        return accepted ? PPM : 0;
+    }
+
+    /// @dev papers/1 algorithm 3: whether the slope of the least-squares line through the errors is negative. Its sign is
+    ///      that of sum((2 i - (n - 1)) e_i): the denominator is positive, and doubling keeps the mean of i an integer.
+    function _falls(bytes calldata errors) private pure returns (bool) {
+        unchecked {
+            int256 slope;
+            // At most MAX_ERRORS, each below 2^32.
+            // forge-lint: disable-next-line(unsafe-typecast)
+            int256 weight = 1 - int256(errors.length / 4);
+            for (uint256 i; i < errors.length; i += 4) {
+                // forge-lint: disable-next-line(unsafe-typecast)
+                slope += weight * int256(_errorAt(errors, i));
+                weight += 2;
+            }
+            return slope < 0;
+        }
+    }
+
+    /// @dev The errors are the open ones, before the training and after each epoch, then the misdirection of the update.
+    ///      What is left of the open error is taken off the price.
+    function _gainQuality(bytes calldata errors) private view returns (uint256) {
+        unchecked {
+            uint256 wrongWay = _errorAt(errors, errors.length - 4);
+            uint256 open = _errorAt(errors, errors.length - 8);
+            // All are at most PPM: no product reaches 2^64.
+            bool gained = open * PPM <= _errorAt(errors, 0) * (PPM - gainPpm);
+            if (wrongWay > clearPpm && (wrongWay > harmPpm || !gained)) return 0;
+            return PPM - open > leastPpm ? PPM - open : leastPpm;
+        }
+    }
+
+    /// @dev Errors before and after the training, under `Gain` the misdirection too; none above one.
+    function _wellFormed(bytes calldata errors) private view returns (bool) {
+        if (errors.length < (rule == Rule.Gain ? 12 : 8) || errors.length > 4 * MAX_ERRORS || errors.length % 4 != 0) {
+            return false;
+        }
+        unchecked {
+            for (uint256 i; i < errors.length; i += 4) {
+                if (_errorAt(errors, i) > PPM) return false;
+            }
+        }
+        return true;
+    }
+
+    /// @dev The error whose four bytes begin at `offset`, which the caller knows to lie within `errors`.
+    function _errorAt(bytes calldata errors, uint256 offset) private pure returns (uint256 value) {
+        assembly ("memory-safe") {
+            value := shr(224, calldataload(add(errors.offset, offset)))
+        }
+    }
+}

@@ -1,0 +1,268 @@
+"""What the package needs of a chain, whichever it is."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Any
+
+from eth_abi.abi import decode
+from eth_abi.exceptions import DecodingError
+from eth_account.signers.local import LocalAccount
+from eth_typing import ABI, ABIFunction
+from eth_utils.abi import (
+    abi_to_signature,
+    filter_abi_by_name,
+    filter_abi_by_type,
+    function_abi_to_4byte_selector,
+    get_abi_input_types,
+    get_abi_output_types,
+    get_all_event_abis,
+)
+from eth_utils.crypto import keccak
+from web3 import Web3
+from web3.contract import Contract as Codec
+from web3.contract.contract import ContractEvent
+from web3.types import LogReceipt
+
+from flower_chain.errors import LedgerError, Reverted
+
+GAS_LIMIT = 16_777_216
+"""The most gas that one transaction may use on the main network (EIP-7825)."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled contract: its interface and the code that creates it."""
+
+    abi: ABI
+    bytecode: str
+
+
+@cache
+def artifact(name: str) -> Artifact:
+    """The compiled contract `name` that comes with the package."""
+    text = (files(__package__) / "contracts" / f"{name}.json").read_text()
+    parsed = json.loads(text)
+    return Artifact(parsed["abi"], parsed["bytecode"])
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came of a transaction.
+
+    Parameters
+    ----------
+    transaction : str
+        Its hash, with 0x.
+    block : int
+        Number of the block that holds it.
+    gas_used : int
+    created : str or None
+        Checksum address of the contract that it created.
+    logs : tuple of LogReceipt
+        What contracts logged in it.
+    """
+
+    transaction: str
+    block: int
+    gas_used: int
+    created: str | None
+    logs: tuple[LogReceipt, ...] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a contract said.
+
+    Parameters
+    ----------
+    name : str
+        Its name in Solidity.
+    args : dict
+        Its arguments by their names in Solidity.
+    receipt : Receipt
+        Of the transaction in which it was said.
+    time : int
+        Time of its block, in seconds since 1970.
+    """
+
+    name: str
+    args: dict[str, Any]
+    receipt: Receipt
+    time: int
+
+
+class CallFailed(LedgerError):
+    """A call reverted; holds what the contract returned. Never leaves this package."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(f"reverted with 0x{data.hex()}")
+        self.data = data
+
+
+class Ledger(ABC):
+    """A chain that contracts live on.
+
+    Attributes
+    ----------
+    chain_id : int
+    """
+
+    chain_id: int
+
+    def deploy(self, account: LocalAccount, name: str, *args: Any) -> "Contract":
+        """Create the contract `name` of this package, paid by `account`.
+
+        Raises
+        ------
+        Reverted
+            If its constructor refuses `args`.
+        NodeError
+            If the node can't be reached.
+        """
+        compiled = artifact(name)
+        factory = Web3().eth.contract(abi=compiled.abi, bytecode=compiled.bytecode)
+        data = bytes.fromhex(factory.constructor(*args).data_in_transaction[2:])
+        try:
+            receipt = self.send(account, None, data)
+        except CallFailed as failed:
+            raise Reverted(_explain(compiled.abi, failed.data)) from None
+        assert receipt.created is not None
+        return Contract(self, receipt.created, name)
+
+    @abstractmethod
+    def send(self, account: LocalAccount, to: str | None, data: bytes) -> Receipt:
+        """Send a transaction of `account` and wait until it is in a block.
+
+        Without `to` it creates a contract. Raises :class:`CallFailed` if the contract refuses it.
+        """
+
+    @abstractmethod
+    def call(self, to: str, data: bytes) -> bytes:
+        """What the contract at `to` answers now, or :class:`CallFailed`."""
+
+    @abstractmethod
+    def logs(self, address: str) -> Sequence[LogReceipt]:
+        """All that the contract at `address` has logged, in order."""
+
+    @abstractmethod
+    def receipt(self, transaction: str) -> Receipt:
+        """What came of the transaction with this hash."""
+
+    @abstractmethod
+    def time_of(self, block: int) -> int:
+        """Time of the block with this number, in seconds since 1970."""
+
+    @abstractmethod
+    def has_code(self, address: str) -> bool:
+        """Whether a contract lives at `address`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the ledger holds."""
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A contract of this package on a ledger.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    address : str
+        Checksum address.
+    name : str
+        Its name in Solidity.
+    """
+
+    ledger: Ledger
+    address: str
+    name: str
+
+    @cached_property
+    def _abi(self) -> ABI:
+        return artifact(self.name).abi
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return Web3().eth.contract(Web3.to_checksum_address(self.address), abi=self._abi)
+
+    def encode(self, function: str, *args: Any) -> bytes:
+        """The data of a call of `function` with `args`."""
+        return bytes.fromhex(self._codec.encode_abi(function, list(args))[2:])
+
+    def call(self, function: str, *args: Any) -> Any:
+        """What `function` returns now; a tuple if there are several values.
+
+        Raises
+        ------
+        Reverted
+            If the contract refuses the call.
+        """
+        data = self.encode(function, *args)
+        try:
+            returned = self.ledger.call(self.address, data)
+        except CallFailed as failed:
+            raise Reverted(_explain(self._abi, failed.data)) from None
+        values = decode(get_abi_output_types(self._function(function)), returned)
+        return values[0] if len(values) == 1 else values
+
+    def transact(self, account: LocalAccount, function: str, *args: Any) -> Receipt:
+        """Call `function` in a transaction of `account`.
+
+        Raises
+        ------
+        Reverted
+            If the contract refuses it; the message holds the custom error.
+        NodeError
+            If the node can't be reached.
+        """
+        data = self.encode(function, *args)
+        try:
+            return self.ledger.send(account, self.address, data)
+        except CallFailed as failed:
+            raise Reverted(_explain(self._abi, failed.data)) from None
+
+    def events(self, receipt: Receipt | None = None) -> list[Event]:
+        """All that the contract has said, in order; with `receipt`, in that transaction."""
+        logs = self.ledger.logs(self.address) if receipt is None else receipt.logs
+        return [self._event(log) for log in logs if log["address"] == self.address]
+
+    def _event(self, log: LogReceipt) -> Event:
+        decoded = self._kinds[bytes(log["topics"][0])].process_log(log)
+        receipt = self.ledger.receipt(log["transactionHash"].to_0x_hex())
+        return Event(
+            decoded["event"], dict(decoded["args"]), receipt, self.ledger.time_of(receipt.block)
+        )
+
+    @cached_property
+    def _kinds(self) -> dict[bytes, ContractEvent]:
+        return {
+            keccak(text=abi_to_signature(abi)): self._codec.events[abi["name"]]()
+            for abi in get_all_event_abis(self._abi)
+        }
+
+    def _function(self, name: str) -> ABIFunction:
+        (found,) = filter_abi_by_type("function", filter_abi_by_name(name, self._abi))
+        return found
+
+
+def _explain(abi: ABI, data: bytes) -> str:
+    """What a contract's refusal says, as Solidity would write it."""
+    for error in filter_abi_by_type("error", abi):
+        if function_abi_to_4byte_selector(error) == data[:4]:
+            try:
+                values = decode(get_abi_input_types(error), data[4:])
+            except DecodingError:
+                break
+            return f"{error['name']}({', '.join(map(str, values))})"
+    return f"reverted with 0x{data.hex()}" if data else "reverted without a reason"

@@ -1,0 +1,204 @@
+"""A real EVM inside the process, with a journal that survives it."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import rlp
+from eth.abc import BlockAPI, ComputationAPI, LogAPI, SignedTransactionAPI
+from eth.chains.base import MiningChain
+from eth.exceptions import PyEVMError
+from eth_account.signers.local import LocalAccount
+from eth_tester.backends.pyevm.main import PyEVMBackend, get_default_genesis_params
+from eth_typing import Address, BlockNumber
+from eth_utils.address import to_canonical_address, to_checksum_address
+from eth_utils.crypto import keccak
+from eth_utils.exceptions import ValidationError as EthUtilsValidationError
+from hexbytes import HexBytes
+from rlp.exceptions import RLPException
+from web3.types import LogReceipt
+
+from flower_chain.errors import JournalError, LedgerError
+from flower_chain.ledger.base import GAS_LIMIT, CallFailed, Ledger, Receipt
+from flower_chain.ledger.journal import Entry, Genesis, Journal, read
+
+ETHER = 10**18
+BLOCK_GAS_LIMIT = 60_000_000
+NO_HASH = b"\0" * 32
+NO_ONE = Address(b"\0" * 20)
+
+
+class EmbeddedLedger(Ledger):
+    """py-evm, one transaction a block, every transaction journalled.
+
+    It has no other witness than its file: whoever holds the owner's key can write another history.
+    Use a node where somebody else keeps the chain when that matters.
+
+    Parameters
+    ----------
+    path : Path
+        The journal; replayed if it is there, created if not.
+    funded : sequence of str
+        Accounts that can pay for gas on a new chain.
+    read_only : bool
+        Read the journal as it is now, also while another process writes it.
+
+    Raises
+    ------
+    JournalError
+        If the journal is damaged, edited or in use.
+    """
+
+    def __init__(
+        self, path: str | Path, funded: Sequence[str] = (), read_only: bool = False
+    ) -> None:
+        self._path = Path(path)
+        self._journal: Journal | None = None
+        if read_only:
+            genesis, entries = read(self._path)
+        else:
+            new = Genesis(secrets.randbelow(2**48) + 1, int(time.time()), tuple(funded))
+            self._journal = Journal(self._path, new)
+            genesis, entries = self._journal.genesis, self._journal.entries
+        self.chain_id = genesis.chain_id
+        self._funded = genesis.funded
+        self._chain = _chain(genesis)
+        self._times = [genesis.time]
+        self._receipts: dict[str, Receipt] = {}
+        try:
+            self._replay(entries)
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, account: LocalAccount, to: str | None, data: bytes) -> Receipt:
+        """Execute a transaction of `account` in a block of its own, and journal it."""
+        if self._journal is None:
+            raise LedgerError(f"{self._path} was opened for reading only")
+        raw = self._sign(account, to, data)
+        now = max(int(time.time()), self._times[-1] + 1)
+        block, computation = self._execute(raw, now)
+        self._journal.append(Entry("0x" + raw.hex(), now, "0x" + block.hash.hex()))
+        receipt = self._keep(block)
+        if computation.is_error:
+            raise CallFailed(bytes(computation.output))
+        return receipt
+
+    def call(self, to: str, data: bytes) -> bytes:
+        """What the contract at `to` answers now."""
+        vm = self._chain.get_vm()
+        contract = to_canonical_address(to)
+        computation = vm.execute_bytecode(
+            origin=NO_ONE,
+            gas_price=0,
+            gas=GAS_LIMIT,
+            to=contract,
+            sender=NO_ONE,
+            value=0,
+            data=data,
+            code=vm.state.get_code(contract),
+        )
+        if computation.is_error:
+            raise CallFailed(bytes(computation.output))
+        return bytes(computation.output)
+
+    def logs(self, address: str) -> Sequence[LogReceipt]:
+        """All that the contract at `address` has logged, in order."""
+        logs = chain.from_iterable(receipt.logs for receipt in self._receipts.values())
+        return [log for log in logs if log["address"] == address]
+
+    def receipt(self, transaction: str) -> Receipt:
+        """What came of the transaction with this hash."""
+        return self._receipts[transaction]
+
+    def time_of(self, block: int) -> int:
+        """Time of the block with this number, in seconds since 1970."""
+        return self._times[block]
+
+    def has_code(self, address: str) -> bool:
+        """Whether a contract lives at `address`."""
+        return bool(self._chain.get_vm().state.get_code(to_canonical_address(address)))
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _sign(self, account: LocalAccount, to: str | None, data: bytes) -> bytes:
+        transaction: dict[str, Any] = {
+            "chainId": self.chain_id,
+            "nonce": self._chain.get_vm().state.get_nonce(to_canonical_address(account.address)),
+            "gas": GAS_LIMIT,
+            "maxFeePerGas": 2 * (self._chain.header.base_fee_per_gas or 0),
+            "maxPriorityFeePerGas": 0,
+            "value": 0,
+            "data": data,
+        }
+        if to is not None:
+            transaction["to"] = to
+        return bytes(account.sign_transaction(transaction).raw_transaction)
+
+    def _replay(self, entries: Sequence[Entry]) -> None:
+        for number, entry in enumerate(entries, 1):
+            try:
+                block, _ = self._execute(bytes.fromhex(entry.transaction[2:]), entry.time)
+            except (ValueError, EthUtilsValidationError, PyEVMError, RLPException) as fault:
+                raise JournalError(f"{self._path}: block {number} is not valid: {fault}") from fault
+            found = "0x" + block.hash.hex()
+            if found != entry.block:
+                raise JournalError(
+                    f"{self._path}: block {number} was edited: the journal says that its hash is "
+                    f"{entry.block}, but it is {found}"
+                )
+            self._keep(block)
+
+    def _execute(self, raw: bytes, now: int) -> tuple[BlockAPI, ComputationAPI]:
+        self._chain.header = self._chain.header.copy(timestamp=now)
+        transaction = self._chain.get_vm().get_transaction_builder().decode(raw)
+        _, _, computation = self._chain.apply_transaction(transaction)
+        return self._chain.mine_block(mix_hash=NO_HASH), computation
+
+    def _keep(self, block: BlockAPI) -> Receipt:
+        (transaction,) = block.transactions
+        (mined,) = block.get_receipts(self._chain.chaindb)
+        created = None if transaction.to else to_checksum_address(_address_created(transaction))
+        name = "0x" + transaction.hash.hex()
+        logs = tuple(_log(entry, name, block.number, i) for i, entry in enumerate(mined.logs))
+        receipt = Receipt(name, block.number, mined.gas_used, created, logs)
+        self._receipts[name] = receipt
+        self._times.append(block.header.timestamp)
+        return receipt
+
+
+def _chain(genesis: Genesis) -> MiningChain:
+    parameters = get_default_genesis_params(
+        {"timestamp": genesis.time, "gas_limit": BLOCK_GAS_LIMIT}
+    )
+    rich = {"balance": 10**9 * ETHER, "nonce": 0, "code": b"", "storage": {}}
+    state: dict[Address, object] = {
+        Address(to_canonical_address(account)): rich for account in genesis.funded
+    }
+    chain: MiningChain = PyEVMBackend(parameters, state or {NO_ONE: rich}).chain
+    type(chain).chain_id = genesis.chain_id
+    return chain
+
+
+def _address_created(transaction: SignedTransactionAPI) -> bytes:
+    return keccak(rlp.encode([transaction.sender, transaction.nonce]))[12:]
+
+
+def _log(entry: LogAPI, transaction: str, block: int, index: int) -> LogReceipt:
+    return {
+        "address": to_checksum_address(entry.address),
+        "blockHash": HexBytes(NO_HASH),
+        "blockNumber": BlockNumber(block),
+        "data": HexBytes(entry.data),
+        "logIndex": index,
+        "removed": False,
+        "topics": [HexBytes(topic.to_bytes(32, "big")) for topic in entry.topics],
+        "transactionHash": HexBytes(transaction),
+        "transactionIndex": 0,
+    }

@@ -1,0 +1,289 @@
+"""A run on a ledger: what its contract was told and what it decided."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from eth_account.signers.local import LocalAccount
+
+from flower_chain.ledger.base import Contract, Event, Receipt
+from flower_chain.records import (
+    Contribution,
+    Domain,
+    Model,
+    Refusal,
+    Signed,
+    from_bits,
+    unpack_errors,
+)
+
+Item = TypeVar("Item")
+
+BATCH = 200
+"""Contributions or payments in one transaction: far below the gas limit of one."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the contract made of a submitted contribution.
+
+    Parameters
+    ----------
+    signed : Signed
+        What was submitted.
+    reason : Refusal
+        Why it was refused; ``NONE`` if it was accepted.
+    due : int
+        What is to be paid for it, in the token's smallest unit.
+    event : Event
+        Where the contract says so.
+    """
+
+    signed: Signed
+    reason: Refusal
+    due: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A refusal that the owner answers for.
+
+    Parameters
+    ----------
+    device : str
+        Its account; the zero address if it never told.
+    reason : Refusal
+    """
+
+    device: str
+    reason: Refusal
+
+
+@dataclass(frozen=True)
+class Payment:
+    """A credit for an accepted contribution, in the token's smallest unit."""
+
+    device: str
+    amount: int
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What was paid for a version, and whether the pool was too small for what was due."""
+
+    payments: tuple[Payment, ...]
+    short: bool
+
+
+@dataclass
+class Version:
+    """All that the ledger holds of one version of the model, in order.
+
+    Parameters
+    ----------
+    number : int
+        k.
+    model : Model
+        T_k.
+    time : int
+        When it was published, in seconds since 1970.
+    """
+
+    number: int
+    model: Model
+    time: int
+    verdicts: list[Verdict] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    payments: list[Payment] = field(default_factory=list)
+    seed: bytes | None = None
+    pool_when_short: int | None = None
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> list[Verdict]:
+        """What the contract accepted and the owner did not refuse, by account."""
+        refused = {finding.device for finding in self.findings}
+        kept = [v for v in self.verdicts if not v.reason]
+        kept = [v for v in kept if v.signed.contribution.device not in refused]
+        return sorted(kept, key=lambda v: v.signed.contribution.device.lower())
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next version was published."""
+        return self.seed is not None
+
+    @property
+    def gas_used(self) -> int:
+        """Gas of all transactions of this version."""
+        return sum(receipt.gas_used for receipt in self.receipts.values())
+
+
+@dataclass
+class History:
+    """All that the ledger holds of a run."""
+
+    versions: list[Version] = field(default_factory=list)
+    enrolled: list[str] = field(default_factory=list)
+    credited: dict[str, int] = field(default_factory=dict)
+    withdrawn: dict[str, int] = field(default_factory=dict)
+    returned: int = 0
+    finished: bool = False
+
+
+class Federation:
+    """A scheme's contract, in the package's own words.
+
+    Parameters
+    ----------
+    contract : Contract
+    owner : LocalAccount or None
+        Signs the owner's transactions; None for reading.
+    """
+
+    def __init__(self, contract: Contract, owner: LocalAccount | None = None) -> None:
+        self.contract = contract
+        self.domain = Domain(contract.ledger.chain_id, contract.address)
+        self._owner = owner
+
+    @property
+    def version(self) -> int:
+        """The current version k."""
+        return int(self.contract.call("version"))
+
+    @property
+    def pool(self) -> int:
+        """What is left to pay from, in the token's smallest unit."""
+        return int(self.contract.call("pool"))
+
+    def is_enrolled(self, device: str) -> bool:
+        """Whether `device` may contribute."""
+        return bool(self.contract.call("devices", device)[0])
+
+    def enrol(self, devices: Sequence[str]) -> None:
+        """Put `devices` on the allowlist."""
+        for some in _batches(devices):
+            self._transact("enrol", some)
+
+    def submit(self, batch: Sequence[Signed]) -> list[Verdict]:
+        """Record contributions, and tell what the contract made of each, in their order."""
+        verdicts: list[Verdict] = []
+        version = self.version
+        for some in _batches(batch):
+            receipt = self._transact("submit", [_entry(signed) for signed in some])
+            verdicts += [
+                _verdict(event, version)
+                for event in self.contract.events(receipt)
+                if event.name in ("Accepted", "Rejected")
+            ]
+        return verdicts
+
+    def refuse(self, findings: Sequence[Finding]) -> None:
+        """Refuse what was found wrong off chain."""
+        for some in _batches(findings):
+            self._multicall([("refuse", (f.device, int(f.reason))) for f in some])
+
+    def settle(self, accepted: Sequence[str], seed: bytes, following: Model) -> Settlement:
+        """Credit the accepted devices and publish the next model, in one go if they fit."""
+        batches = list(_batches(accepted))
+        receipts = [self._transact("pay", some) for some in batches[:-1]]
+        last: list[tuple[str, tuple[Any, ...]]] = [("pay", (some,)) for some in batches[-1:]]
+        receipts.append(self._multicall([*last, ("advance", (seed, following.as_tuple()))]))
+        events = [event for receipt in receipts for event in self.contract.events(receipt)]
+        payments = tuple(_payment(event) for event in events if event.name == "Paid")
+        return Settlement(payments, any(event.name == "PoolShort" for event in events))
+
+    def finish(self) -> None:
+        """End the run; the rest of the pool goes back to the owner."""
+        self._transact("finish")
+
+    def history(self) -> History:
+        """All that the ledger holds of the run."""
+        history = History()
+        for event in self.contract.events():
+            _remember(history, event)
+        return history
+
+    def _transact(self, function: str, *args: Any) -> Receipt:
+        assert self._owner is not None
+        return self.contract.transact(self._owner, function, *args)
+
+    def _multicall(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Receipt:
+        encoded = [self.contract.encode(function, *args) for function, args in calls]
+        return self._transact("multicall", encoded)
+
+
+def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    for begin in range(0, len(items), BATCH):
+        yield list(items[begin : begin + BATCH])
+
+
+def _entry(signed: Signed) -> tuple[Any, bytes, bytes]:
+    return signed.contribution.as_tuple(), signed.signature[:32], signed.signature[32:]
+
+
+def _verdict(event: Event, current: int) -> Verdict:
+    """The verdict that an event tells; what is accepted is for the `current` version."""
+    args = event.args
+    contribution = Contribution(
+        args["device"],
+        args.get("version", current),
+        args["dataCost"],
+        bytes(args["digest"]),
+        bytes(args["cid"]),
+        from_bits(args["classes"]),
+        unpack_errors(bytes(args["errors"])),
+    )
+    signed = Signed(contribution, bytes(args["r"]) + bytes(args["vs"]))
+    return Verdict(signed, Refusal(args.get("reason", 0)), args.get("due", 0), event)
+
+
+def _payment(event: Event) -> Payment:
+    return Payment(event.args["device"], event.args["amount"])
+
+
+def _remember(history: History, event: Event) -> None:
+    args = event.args
+    current = history.versions[-1] if history.versions else None
+    match event.name:
+        case "ModelPublished":
+            model = Model(
+                bytes(args["digest"]),
+                bytes(args["cid"]),
+                bytes(args["seedCommitment"]),
+                args["errorPpm"],
+            )
+            history.versions.append(Version(args["version"], model, event.time))
+        case "Enrolled":
+            history.enrolled.append(args["device"])
+        case "Credited":
+            _add(history.credited, args["account"], args["amount"])
+        case "PoolEmptied":
+            history.returned += args["amount"]
+        case "Withdrawn":
+            _add(history.withdrawn, args["account"], args["amount"])
+        case "Finished":
+            history.finished = True
+        case _:
+            assert current is not None
+            current.receipts[event.receipt.transaction] = event.receipt
+            _remember_version(current, event)
+
+
+def _remember_version(version: Version, event: Event) -> None:
+    match event.name:
+        case "Accepted" | "Rejected":
+            version.verdicts.append(_verdict(event, version.number))
+        case "Refused":
+            finding = Finding(event.args["device"], Refusal(event.args["reason"]))
+            version.findings.append(finding)
+        case "Paid":
+            version.payments.append(_payment(event))
+        case "PoolShort":
+            version.pool_when_short = event.args["pool"]
+        case "SeedRevealed":
+            version.seed = bytes(event.args["seed"])
+
+
+def _add(sums: dict[str, int], account: str, amount: int) -> None:
+    sums[account] = sums.get(account, 0) + amount

@@ -1,0 +1,168 @@
+"""The embedded ledger's memory: every signed transaction, in order, in a file.
+
+The first line describes the genesis, each further line one block with its transaction. All are JSON
+objects on a line of their own, flushed to the disk before the transaction counts. A line holds the
+hash of its block, which covers the transaction, the time, the state and, through the parent's hash,
+everything before: replaying the journal on an EVM finds any edit. A last line without its line feed
+was cut short by a crash before anybody was told of the transaction, and is dropped.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from flower_chain.errors import JournalError
+
+FORMAT = "flower-chain journal 1"
+
+
+@dataclass(frozen=True)
+class Genesis:
+    """How the chain begins.
+
+    Parameters
+    ----------
+    chain_id : int
+        Drawn at random, so that no signature holds on two chains.
+    time : int
+        In seconds since 1970.
+    funded : tuple of str
+        Accounts that can pay for gas.
+    """
+
+    chain_id: int
+    time: int
+    funded: tuple[str, ...]
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One block.
+
+    Parameters
+    ----------
+    transaction : str
+        The signed transaction as raw bytes, in hex with 0x.
+    time : int
+        Of the block, in seconds since 1970.
+    block : str
+        Hash of the block, in hex with 0x.
+    """
+
+    transaction: str
+    time: int
+    block: str
+
+
+Line = TypeVar("Line", Genesis, Entry)
+
+
+class Journal:
+    """A journal file, open for appending.
+
+    Parameters
+    ----------
+    path : Path
+        Created if it is not there.
+    genesis : Genesis
+        How the chain begins if the journal is new.
+
+    Raises
+    ------
+    JournalError
+        If the file is damaged, or another process has it open.
+    """
+
+    def __init__(self, path: Path, genesis: Genesis) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _open_locked(path)
+        self._path = path
+        try:
+            self._drop_torn_line()
+            if self._file.seek(0, os.SEEK_END) == 0:
+                self._write(genesis)
+                _sync_directory(path.parent)
+            self.genesis, self.entries = read(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, entry: Entry) -> None:
+        """Add a block; it is on the disk when this returns."""
+        self._write(entry)
+        self.entries.append(entry)
+
+    def close(self) -> None:
+        """Close the file and let others open it."""
+        self._file.close()
+
+    def _write(self, line: Genesis | Entry) -> None:
+        self._file.write(json.dumps(asdict(line)).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _drop_torn_line(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+
+
+def read(path: Path) -> tuple[Genesis, list[Entry]]:
+    """The genesis and the blocks that the journal at `path` holds; a torn last line is left out.
+
+    Raises
+    ------
+    JournalError
+        If the file is not there, or a line is not what it should be.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as fault:
+        raise JournalError(f"{path}: {fault.strerror}") from fault
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    if not lines:
+        raise JournalError(f"{path} is empty: not a journal")
+    genesis = _parse(path, 1, lines[0], Genesis)
+    if genesis.format != FORMAT:
+        raise JournalError(f"{path}: format {genesis.format!r}, but this version reads {FORMAT!r}")
+    return genesis, list(_parse_entries(path, lines[1:]))
+
+
+def _parse_entries(path: Path, lines: list[bytes]) -> Iterator[Entry]:
+    for number, line in enumerate(lines, 2):
+        yield _parse(path, number, line, Entry)
+
+
+def _parse(path: Path, number: int, line: bytes, kind: type[Line]) -> Line:
+    try:
+        values: dict[str, Any] = json.loads(line)
+        if "funded" in values:
+            values["funded"] = tuple(values["funded"])
+        return kind(**values)
+    except (ValueError, TypeError) as fault:
+        raise JournalError(f"{path}, line {number} is damaged: {fault}") from fault
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise JournalError(f"{path} is in use by another process") from None
+    return file
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

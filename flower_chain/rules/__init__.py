@@ -1,0 +1,1 @@
+"""How a scheme judges, scores and pays: pure functions on numbers."""
