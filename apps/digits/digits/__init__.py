@@ -1,0 +1,1 @@
+"""Handwritten digits, learned by devices that are paid for it."""

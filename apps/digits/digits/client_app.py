@@ -1,0 +1,51 @@
+"""The device."""
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+
+import flower_chain
+from digits.data import Examples, partition
+from digits.model import Net, probabilities, train_one_epoch
+
+
+def classes(context: Context) -> list[int]:
+    """The classes that the device holds: those of a twentieth of its data at least."""
+    counts = np.bincount(_data(context).y)
+    return np.flatnonzero(counts * 20 >= counts.sum()).tolist()
+
+
+app = flower_chain.ClientApp(classes=classes)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the model on the device's data."""
+    config, data = context.run_config, _data(context)
+    net = _net(message, data)
+    validation = flower_chain.Validation(message, lambda x: probabilities(net, x))
+    for _ in range(int(config["local-epochs"])):
+        rate, batch_size = float(config["learning-rate"]), int(config["batch-size"])
+        loss = train_one_epoch(net, data, rate, batch_size)
+        validation.measure()
+    metrics = MetricRecord({"num-examples": len(data), "train-loss": loss})
+    content = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the model on the device's data."""
+    data = _data(context)
+    accuracy = (probabilities(_net(message, data), data.x).argmax(1) == data.y).mean()
+    metrics = MetricRecord({"num-examples": len(data), "accuracy": float(accuracy)})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _data(context: Context) -> Examples:
+    return partition(context.run_config, int(context.node_config["partition-id"]))
+
+
+def _net(message: Message, data: Examples) -> Net:
+    net = Net(data.x[0].size)
+    net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    return net

@@ -1,0 +1,54 @@
+"""The model, and how it is trained and used."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from digits.data import Examples
+
+NDArray = np.ndarray[Any, np.dtype[Any]]
+CLASSES = 10
+WIDTH = 128
+
+
+class Net(nn.Module):
+    """Two layers, for images of any size."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(pixels, WIDTH)
+        self.output = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (n, 10)."""
+        return self.output(functional.relu(self.hidden(images.flatten(1))))
+
+
+def train_one_epoch(net: Net, examples: Examples, rate: float, batch_size: int) -> float:
+    """Plain SGD; returns the mean loss."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+    losses = []
+    for batch in torch.randperm(len(y)).split(batch_size):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(net(x[batch]), y[batch])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def probabilities(net: Net, x: NDArray) -> NDArray:
+    """Class probabilities, shape (n, 10)."""
+    with torch.no_grad():
+        return net(torch.from_numpy(x)).softmax(dim=1).numpy()
+
+
+def predict(arrays: dict[str, NDArray], x: NDArray) -> NDArray:
+    """Class probabilities of the model with these arrays."""
+    net = Net(x[0].size)
+    net.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in arrays.items()})
+    return probabilities(net, x)

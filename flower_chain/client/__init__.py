@@ -1,0 +1,6 @@
+"""What runs on a device."""
+
+from flower_chain.client.app import ClientApp
+from flower_chain.client.validation import Validation, validation_samples
+
+__all__ = ["ClientApp", "Validation", "validation_samples"]

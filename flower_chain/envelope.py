@@ -1,0 +1,124 @@
+"""An update on its way from a device to the owner: packed, sealed, named by digest and CID."""
+
+from eth_account.signers.local import LocalAccount
+
+from flower_chain.errors import Damaged, FormatError, NotStored, SealError, StoreError
+from flower_chain.records import Contribution, Domain, Refusal
+from flower_chain.store import Store
+from flower_chain.store.cid import cid_from_bytes
+from flower_chain.store.seal import seal, sealed_bytes, unseal
+from flower_chain.updates import Arrays, Format, check_finite, digest, pack, unpack
+
+
+class RefusedError(Exception):
+    """An update that can't be accepted; tells the reason for the ledger and for people."""
+
+    def __init__(self, reason: Refusal, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+def close(update: Arrays, owner: bytes, domain: Domain, device: str) -> tuple[bytes, bytes]:
+    """Pack and seal an update.
+
+    Parameters
+    ----------
+    update : Arrays
+    owner : bytes
+        Public key of the account that may open it.
+    domain : Domain
+    device : str
+        Account of the device.
+
+    Returns
+    -------
+    digest : bytes
+        SHA-256 of the packed update.
+    sealed : bytes
+    """
+    packed = pack(update)
+    name = digest(packed)
+    return name, seal(packed, [owner], _binding(domain, device, name))
+
+
+def open_sealed(
+    sealed: bytes, contribution: Contribution, domain: Domain, model: Format, owner: LocalAccount
+) -> Arrays:
+    """Open a sealed update and check it against its contribution.
+
+    Parameters
+    ----------
+    sealed : bytes
+    contribution : Contribution
+        What the device signed.
+    domain : Domain
+    model : Format
+        The format of the model that the update is to.
+    owner : LocalAccount
+        Whom it was sealed for.
+
+    Returns
+    -------
+    Arrays
+        The update: finite, and in the format of one.
+
+    Raises
+    ------
+    RefusedError
+        With the reason.
+    """
+    try:
+        packed = unseal(
+            sealed,
+            bytes(owner.key),
+            _binding(domain, contribution.device, contribution.digest),
+        )
+    except SealError as fault:
+        raise RefusedError(Refusal.UNSEALABLE, str(fault)) from fault
+    if (found := digest(packed)) != contribution.digest:
+        raise RefusedError(Refusal.WRONG_DIGEST, f"the update has {found.hex()}")
+    return _parse(packed, model)
+
+
+def keep(store: Store, sealed: bytes, contribution: Contribution, model: Format) -> None:
+    """Store a sealed update that came with its contribution, or RefusedError."""
+    if len(sealed) > _largest(model):
+        detail = f"{len(sealed)} bytes, but a sealed update has {_largest(model)}"
+        raise RefusedError(Refusal.OVERSIZE, detail)
+    if (cid := store.put(sealed)) != cid_from_bytes(contribution.cid):
+        raise RefusedError(Refusal.WRONG_CID, f"the bytes have {cid}")
+
+
+def fetch(store: Store, contribution: Contribution, model: Format) -> bytes:
+    """A sealed update from the store, or RefusedError."""
+    try:
+        return store.get(cid_from_bytes(contribution.cid), _largest(model))
+    except NotStored as fault:
+        raise RefusedError(Refusal.NOT_STORED, str(fault)) from fault
+    except (Damaged, FormatError) as fault:
+        raise RefusedError(Refusal.WRONG_CID, str(fault)) from fault
+    except StoreError as fault:
+        raise RefusedError(Refusal.OVERSIZE, str(fault)) from fault
+
+
+def _largest(model: Format) -> int:
+    """The size of a sealed update to such a model, in bytes: they all have the same."""
+    return sealed_bytes(model.of_update().nbytes, 1)
+
+
+def _parse(packed: bytes, model: Format) -> Arrays:
+    try:
+        update = unpack(packed)
+        model.of_update().check(update)
+    except FormatError as fault:
+        raise RefusedError(Refusal.WRONG_FORMAT, str(fault)) from fault
+    try:
+        check_finite(update)
+    except FormatError as fault:
+        raise RefusedError(Refusal.NOT_FINITE, str(fault)) from fault
+    return update
+
+
+def _binding(domain: Domain, device: str, name: bytes) -> bytes:
+    """What a sealed update is bound to: the run, the device, and the digest of what is inside."""
+    return f"flower-chain update {domain.chain_id} {domain.contract} {device} ".encode() + name

@@ -1,0 +1,127 @@
+"""What is agreed before a run: public, frozen, and named on the ledger by its digest."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from flower_chain.errors import ConfigError, FormatError
+from flower_chain.records import PPM
+from flower_chain.rules.record_and_reward import Rule
+from flower_chain.updates import Format
+
+AGGREGATIONS = ("mean", "inner")
+MAX_RATE = 2**64 - 1
+MAX_DATA_COST = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The terms of a run.
+
+    Parameters
+    ----------
+    run : str
+        Drawn at random: tells this run from any other.
+    model : Format
+        Keys, shapes and dtypes of the model's arrays.
+    rule : Rule
+        How contributions are judged.
+    threshold_ppm : int
+        tau: the last validation error must be below, in parts per million. Not for ``gain``.
+    gain_ppm, clear_ppm, harm_ppm, least_ppm : int
+        Rule ``gain`` only: see :func:`flower_chain.rules.record_and_reward.gain_quality`.
+    rate : int
+        Paid for each data point, in the token's smallest unit.
+    max_data_cost : int
+        The most data points that a device may claim for one update.
+    patience_s : int
+        Seconds after which anyone may pay what the owner left unpaid.
+    aggregation : str
+        ``mean``: T + eta * mean of the accepted updates (papers/1 section II.B); ``inner``: what
+        the wrapped strategy makes of them.
+    inner : str
+        Class of the wrapped strategy.
+    learning_rate : float
+        eta of the mean, in (0, 1].
+    samples_per_class : int
+        m: validation samples that a device gets for each of its classes (papers/1 algorithm 2).
+    validation_digest : str
+        SHA-256 of the owner's validation data, in hex.
+    tolerance_ppm : int
+        How far a device's validation error may be from the one that the owner measures.
+
+    Raises
+    ------
+    ConfigError
+        If a term is out of range.
+    """
+
+    run: str
+    model: Format
+    rule: Rule
+    threshold_ppm: int
+    gain_ppm: int
+    clear_ppm: int
+    harm_ppm: int
+    least_ppm: int
+    rate: int
+    max_data_cost: int
+    patience_s: int
+    aggregation: str
+    inner: str
+    learning_rate: float
+    samples_per_class: int
+    validation_digest: str
+    tolerance_ppm: int
+    scheme: str = "record-and-reward"
+
+    def __post_init__(self) -> None:
+        _within("threshold", self.threshold_ppm, 0, PPM)
+        _within("gain", self.gain_ppm, 0, PPM)
+        _within("clear", self.clear_ppm, 0, PPM)
+        _within("harm", self.harm_ppm, 0, PPM)
+        _within("least", self.least_ppm, 1, PPM)
+        _within("rate", self.rate, 0, MAX_RATE)
+        _within("max-data-cost", self.max_data_cost, 1, MAX_DATA_COST)
+        _within("patience", self.patience_s, 0, 2**63)
+        _within("samples-per-class", self.samples_per_class, 1, 2**31)
+        _within("tolerance", self.tolerance_ppm, 0, PPM)
+        if self.aggregation not in AGGREGATIONS:
+            raise ConfigError(
+                f"aggregation = {self.aggregation!r}: it must be one of {', '.join(AGGREGATIONS)}"
+            )
+        if not 0 < self.learning_rate <= 1:
+            raise ConfigError(f"learning-rate = {self.learning_rate!r}: it must be in (0, 1]")
+
+    def to_json(self) -> str:
+        """The plan as text: sorted keys, no white space."""
+        values = asdict(self) | {"model": self.model.to_json(), "rule": str(self.rule)}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan that `text` describes.
+
+        Raises
+        ------
+        FormatError
+            If it is not a plan.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            model = Format.from_json(values.pop("model"))
+            rule = Rule.named(values.pop("rule"))
+            return cls(model=model, rule=rule, **values)
+        except (ValueError, TypeError, KeyError, AttributeError) as fault:
+            raise FormatError(f"not a plan: {fault}") from fault
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the text, as the contract holds it."""
+        return hashlib.sha256(self.to_json().encode()).digest()
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} = {value}: it must be from {low} to {high}")

@@ -1,0 +1,195 @@
+"""What happened in a run, from its ledger, as tables and as JSON."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+
+from flower_chain.ledger.federation import History, Version
+from flower_chain.records import NOBODY, PPM, UNMEASURED, Refusal
+
+TOKEN_UNITS = 10**18
+
+
+@dataclass(frozen=True)
+class Round:
+    """One version of the model and what was contributed to it.
+
+    Parameters
+    ----------
+    version : int
+        k.
+    accuracy : float or None
+        Of T_k on the owner's validation data, in [0, 1].
+    accepted : list of str
+        Accounts of the devices whose updates were accepted.
+    refused : list of tuple
+        Account and reason of the others.
+    paid : int
+        In the token's smallest unit.
+    short : bool
+        Whether the pool could not pay all that was due.
+    settled : bool
+        Whether the next version was published.
+    gas_used : int
+        Of all its transactions.
+    """
+
+    version: int
+    accuracy: float | None
+    accepted: list[str]
+    refused: list[tuple[str, str]]
+    paid: int
+    short: bool
+    settled: bool
+    gas_used: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """What became of one device.
+
+    Parameters
+    ----------
+    account : str
+    accepted : int
+        Versions that its update was accepted for.
+    refused : dict of str to int
+        Versions that it was not accepted for, by reason.
+    data_points : int
+        Data points of its accepted updates.
+    earned, balance : int
+        All that it was paid, and what of it it can still withdraw, in the token's smallest unit.
+    """
+
+    account: str
+    accepted: int
+    refused: dict[str, int]
+    data_points: int
+    earned: int
+    balance: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What happened in a run."""
+
+    contract: str
+    pool: int
+    rounds: list[Round]
+    devices: list[Device]
+
+
+def summarise(history: History, contract: str, pool: int) -> Summary:
+    """What `history` comes to.
+
+    Parameters
+    ----------
+    history : History
+    contract : str
+        Its address.
+    pool : int
+        What is left in it, in the token's smallest unit.
+    """
+    rounds = [_round(version) for version in history.versions]
+    accounts = sorted({*history.enrolled, *(d for r in rounds for d, _ in r.refused)})
+    devices = [_device(account, history) for account in accounts]
+    return Summary(contract, pool, rounds, devices)
+
+
+def to_json(summary: Summary) -> dict[str, object]:
+    """The summary as JSON can hold it; amounts are strings, since they exceed 2^53."""
+    values = asdict(summary)
+    values["pool"] = str(summary.pool)
+    for entry in values["rounds"]:
+        entry["paid"] = str(entry["paid"])
+        entry["refused"] = [{"device": d, "reason": reason} for d, reason in entry["refused"]]
+    for entry in values["devices"]:
+        entry["earned"], entry["balance"] = str(entry["earned"]), str(entry["balance"])
+    return values
+
+
+def rounds_table(rounds: Iterable[Round]) -> Table:
+    """A row for each version."""
+    table = Table(title="Versions of the model", title_justify="left")
+    for name in ("version", "accuracy", "accepted", "refused", "paid", "gas"):
+        table.add_column(name, justify="left" if name == "refused" else "right")
+    for entry in rounds:
+        table.add_row(
+            str(entry.version),
+            "-" if entry.accuracy is None else f"{entry.accuracy:.3f}",
+            str(len(entry.accepted)),
+            _reasons(reason for _, reason in entry.refused),
+            _tokens(entry.paid) + (" (pool short)" if entry.short else ""),
+            f"{entry.gas_used:,}",
+        )
+    return table
+
+
+def devices_table(devices: Iterable[Device]) -> Table:
+    """A row for each device."""
+    table = Table(title="Devices", title_justify="left")
+    for name in ("device", "accepted", "refused", "data points", "earned", "to withdraw"):
+        table.add_column(name, justify="left" if name in ("device", "refused") else "right")
+    for entry in devices:
+        table.add_row(
+            "(never told its account)" if entry.account == NOBODY else entry.account,
+            str(entry.accepted),
+            ", ".join(f"{n} {reason}" for reason, n in entry.refused.items()),
+            f"{entry.data_points:,}",
+            _tokens(entry.earned),
+            _tokens(entry.balance),
+        )
+    return table
+
+
+def _round(version: Version) -> Round:
+    error = version.model.error_ppm
+    return Round(
+        version.number,
+        None if error == UNMEASURED else 1 - error / PPM,
+        [verdict.signed.contribution.device for verdict in version.accepted],
+        [(device, str(reason)) for device, reason in _refused(version)],
+        sum(payment.amount for payment in version.payments),
+        version.pool_when_short is not None,
+        version.settled,
+        version.gas_used,
+    )
+
+
+def _device(account: str, history: History) -> Device:
+    mine = [
+        verdict.signed.contribution
+        for version in history.versions
+        for verdict in version.accepted
+        if verdict.signed.contribution.device == account
+    ]
+    refused = [
+        str(reason)
+        for version in history.versions
+        for device, reason in _refused(version)
+        if device == account
+    ]
+    earned = history.credited.get(account, 0)
+    return Device(
+        account,
+        len(mine),
+        dict(Counter(refused)),
+        sum(contribution.data_cost for contribution in mine),
+        earned,
+        earned - history.withdrawn.get(account, 0),
+    )
+
+
+def _refused(version: Version) -> list[tuple[str, Refusal]]:
+    by_contract = [(v.signed.contribution.device, v.reason) for v in version.verdicts if v.reason]
+    return by_contract + [(finding.device, finding.reason) for finding in version.findings]
+
+
+def _reasons(reasons: Iterable[str]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).items())
+
+
+def _tokens(units: int) -> str:
+    return f"{units / TOKEN_UNITS:,.4f}"

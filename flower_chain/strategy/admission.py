@@ -1,0 +1,106 @@
+"""Step 1 of a round: from a reply to an update, or to the reason why it is refused."""
+
+from dataclasses import dataclass, replace
+
+from eth_account.signers.local import LocalAccount
+from flwr.app import Message
+
+from flower_chain import messages
+from flower_chain.envelope import RefusedError, fetch, keep, open_sealed
+from flower_chain.errors import FormatError
+from flower_chain.plan import Plan
+from flower_chain.records import Contribution, Domain, Hello, Refusal, Signed
+from flower_chain.store import Store
+from flower_chain.updates import Arrays, apply
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What became of a reply.
+
+    Parameters
+    ----------
+    hello : Hello
+        How the device introduced itself.
+    reason : Refusal
+        Why it is refused; ``NONE`` if nothing was found wrong off chain.
+    detail : str
+        The same for people.
+    reply : Message or None
+        The reply, if there was one.
+    signed : Signed or None
+        The contribution in it, if there is one that can be read.
+    update, trained : Arrays or None
+        The update, and T_k with it applied, unless it is refused.
+    """
+
+    hello: Hello
+    reason: Refusal = Refusal.NONE
+    detail: str = ""
+    reply: Message | None = None
+    signed: Signed | None = None
+    update: Arrays | None = None
+    trained: Arrays | None = None
+
+    @property
+    def device(self) -> str:
+        """Account of the device."""
+        return self.hello.device
+
+    def refused(self, reason: Refusal, detail: str) -> "Admission":
+        """The same reply, refused after all."""
+        return replace(self, reason=reason, detail=detail, update=None, trained=None)
+
+
+class Admitter:
+    """Opens and checks the replies of one round.
+
+    Parameters
+    ----------
+    owner : LocalAccount
+    domain : Domain
+    plan : Plan
+    store : Store
+    received : Arrays
+        T_k.
+    """
+
+    def __init__(
+        self, owner: LocalAccount, domain: Domain, plan: Plan, store: Store, received: Arrays
+    ) -> None:
+        self._owner = owner
+        self._domain = domain
+        self._plan = plan
+        self._store = store
+        self._received = received
+
+    def admit(self, hello: Hello, reply: Message) -> Admission:
+        """Check a reply of the node that introduced itself as `hello`."""
+        if reply.has_error():
+            return Admission(hello, Refusal.DEVICE_ERROR, last_line(reply.error.reason), reply)
+        try:
+            signed, sealed = messages.read_contribution(reply.content)
+        except FormatError as fault:
+            return Admission(hello, Refusal.UNREADABLE, str(fault), reply)
+        if signed.contribution.device != hello.device:
+            detail = f"the contribution is that of {signed.contribution.device}"
+            return Admission(hello, Refusal.BAD_SIGNATURE, detail, reply)
+        try:
+            update = self._open(signed.contribution, sealed)
+        except RefusedError as refused:
+            return Admission(hello, refused.reason, str(refused), reply, signed)
+        trained = apply(self._received, update)
+        return Admission(hello, reply=reply, signed=signed, update=update, trained=trained)
+
+    def _open(self, contribution: Contribution, sealed: bytes | None) -> Arrays:
+        if sealed is None:
+            sealed = fetch(self._store, contribution, self._plan.model)
+        else:
+            keep(self._store, sealed, contribution, self._plan.model)
+        return open_sealed(sealed, contribution, self._domain, self._plan.model, self._owner)
+
+
+def last_line(text: str | None) -> str:
+    """What a traceback comes to."""
+    lines = (text or "").strip().splitlines()
+    return lines[-1] if lines else "no reason given"

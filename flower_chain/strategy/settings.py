@@ -1,0 +1,199 @@
+"""What a user sets, by constructor or by run-config."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Self
+
+from eth_account.signers.local import LocalAccount
+from eth_utils.address import is_address, to_checksum_address
+
+from flower_chain.errors import ConfigError
+from flower_chain.keys import HOME, load, load_or_create
+from flower_chain.rules.record_and_reward import Rule
+
+PREFIX = "chain."
+TOKEN_UNITS = 10**18
+SCHEMES = ("record-and-reward", "fedavg")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run.
+
+    In a run-config each has the prefix ``chain.`` and hyphens: ``chain.max-data-cost = 1000``.
+
+    Parameters
+    ----------
+    run : str
+        Folder of the run's records; made if it is not there. Empty in a run-config for
+        ``~/.flower-chain/runs/`` with Flower's id of the run.
+    scheme : str
+        ``record-and-reward``, or ``fedavg`` for plain Flower.
+    ledger : str
+        ``embedded``, or the URL of a node's JSON-RPC endpoint.
+    owner_key : str
+        Key file or keystore of the owner; empty for ``owner.key`` in `run`, made if not there.
+    keys : str
+        Read by the devices of a simulation: folder of their key files; empty for
+        ``~/.flower-chain/keys``.
+    enrol : str
+        File with the accounts of the devices, one on a line; ``open`` takes whoever answers, for
+        simulations only.
+    token : str
+        Address of the ERC-20 that rewards are paid in; empty deploys one.
+    pool : float
+        Tokens that the owner puts into the pool.
+    rate : float
+        Tokens paid for each data point.
+    rule : str
+        How contributions are judged: ``gain``, ``trend``, ``threshold``, ``both`` or ``either``.
+    threshold : float
+        tau: the last validation error must be below. Not for the rule ``gain``.
+    gain, clear, harm, least : float
+        Rule ``gain`` only: see :func:`flower_chain.rules.record_and_reward.gain_quality`.
+    max_data_cost : int
+        The most data points that a device may claim for one update.
+    samples_per_class : int
+        m: validation samples that a device gets for each of its classes.
+    tolerance : float
+        How far a device's validation error may be from the one that the owner measures.
+    learning_rate : float
+        eta in T + eta * mean of the accepted updates; 1 unless the inner strategy is FedAvg.
+    patience : int
+        Seconds after which anyone may pay what the owner left unpaid.
+    timeout : int
+        Seconds to wait for a device to introduce itself.
+
+    Raises
+    ------
+    ConfigError
+        If a value can't be used.
+    """
+
+    run: str
+    scheme: str = "record-and-reward"
+    ledger: str = "embedded"
+    owner_key: str = ""
+    keys: str = ""
+    enrol: str = "open"
+    token: str = ""
+    pool: float = 1000.0
+    rate: float = 0.001
+    rule: str = "gain"
+    threshold: float = 0.1
+    gain: float = 0.03
+    clear: float = 0.12
+    harm: float = 0.72
+    least: float = 0.1
+    max_data_cost: int = 100_000
+    samples_per_class: int = 20
+    tolerance: float = 0.01
+    learning_rate: float = 1.0
+    patience: int = 7 * 24 * 3600
+    timeout: int = 60
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        if self.scheme not in SCHEMES:
+            raise _refused("scheme", self.scheme, f"it must be one of {', '.join(SCHEMES)}")
+        if not self.run:
+            raise _refused("run", self.run, "it must name a folder")
+        if self.token and not is_address(self.token):
+            raise _refused("token", self.token, "it must be an address")
+        if self.timeout <= 0:
+            raise _refused("timeout", self.timeout, "it must be positive")
+        Rule.named(self.rule)
+        for name in ("threshold", "gain", "clear", "harm", "least", "tolerance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise _refused(name, getattr(self, name), "it must be in [0, 1]")
+        for name in ("rate", "pool"):
+            _token_units(name, getattr(self, name))
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any], run_id: int) -> Self:
+        """The settings in the run-config of a Flower run: the keys that begin with ``chain.``."""
+        known = {field.name for field in fields(cls)}
+        values = {}
+        for key, value in run_config.items():
+            if key.startswith(PREFIX):
+                name = key.removeprefix(PREFIX).replace("-", "_")
+                if name not in known:
+                    raise ConfigError(f"unknown setting {key} = {value!r}")
+                values[name] = value
+        values["run"] = values.get("run") or str(HOME / "runs" / str(run_id))
+        return cls(**values)
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run's records."""
+        return Path(self.run).expanduser()
+
+    def owner(self) -> LocalAccount:
+        """The owner's account, or KeyFileError; a key file that is named must be there."""
+        if self.owner_key:
+            return load(Path(self.owner_key).expanduser())
+        return load_or_create(self.path / "owner.key")
+
+    @property
+    def token_address(self) -> str | None:
+        """Checksum address of the token, if one is set."""
+        return to_checksum_address(self.token) if self.token else None
+
+    @property
+    def rate_units(self) -> int:
+        """Paid for each data point, in the token's smallest unit."""
+        return _token_units("rate", self.rate)
+
+    @property
+    def pool_units(self) -> int:
+        """Put into the pool, in the token's smallest unit."""
+        return _token_units("pool", self.pool)
+
+    def allowlist(self) -> Sequence[str] | None:
+        """The accounts to enrol, or None if enrolment is open."""
+        return None if self.enrol == "open" else read_accounts(Path(self.enrol).expanduser())
+
+
+def read_accounts(path: Path) -> list[str]:
+    """The accounts in a file: one address on a line, ``#`` begins a comment.
+
+    Raises
+    ------
+    ConfigError
+        If the file can't be read, or a line is not an address.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as fault:
+        raise ConfigError(f"enrol = {str(path)!r}: {fault.strerror}") from None
+    stripped = [line.split("#")[0].strip() for line in lines]
+    for number, account in enumerate(stripped, 1):
+        if account and not is_address(account):
+            raise ConfigError(f"{path}, line {number}: {account!r} is not an address")
+    return [to_checksum_address(account) for account in stripped if account]
+
+
+def _token_units(name: str, tokens: float) -> int:
+    """Tokens in the smallest unit; through decimals, so that 0.001 is exactly that."""
+    try:
+        units = Decimal(str(tokens)) * TOKEN_UNITS
+    except InvalidOperation:
+        raise _refused(name, tokens, "it must be a number of tokens") from None
+    if not units.is_finite() or units < 0:
+        raise _refused(name, tokens, "it must not be negative")
+    if name == "rate" and units >= 2**64:
+        raise _refused(name, tokens, "it must be below 18.4 tokens for each data point")
+    return int(units)
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:
+    allowed = (int, float) if kind is float else kind
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise _refused(name, value, f"it must be of type {kind.__name__}")
+
+
+def _refused(name: str, value: object, rule: str) -> ConfigError:
+    return ConfigError(f"{name.replace('_', '-')} = {value!r}: {rule}")
