@@ -22,7 +22,7 @@ from flower_chain.run import Run
 from flower_chain.verify import Report, verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run's records.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -107,7 +107,7 @@ def _examiner(name: str | None) -> Examiner | None:
     sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as fault:
+    except (ImportError, AttributeError, TypeError, ValueError) as fault:
         raise ConfigError(f"--examiner {name}: {fault}") from fault
     if not isinstance(made, Examiner):
         raise ConfigError(f"--examiner {name}: it returned {made!r}, not an Examiner")

@@ -79,8 +79,8 @@ class Plan:
     def __post_init__(self) -> None:
         _within("threshold", self.threshold_ppm, 0, PPM)
         _within("gain", self.gain_ppm, 0, PPM)
-        _within("clear", self.clear_ppm, 0, PPM)
         _within("harm", self.harm_ppm, 0, PPM)
+        _within("clear", self.clear_ppm, 0, self.harm_ppm)
         _within("least", self.least_ppm, 1, PPM)
         _within("rate", self.rate, 0, MAX_RATE)
         _within("max-data-cost", self.max_data_cost, 1, MAX_DATA_COST)

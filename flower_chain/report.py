@@ -130,8 +130,11 @@ def rounds_table(rounds: Iterable[Round]) -> Table:
 def devices_table(devices: Iterable[Device]) -> Table:
     """A row for each device."""
     table = Table(title="Devices", title_justify="left")
-    for name in ("device", "accepted", "refused", "data points", "earned", "to withdraw"):
-        table.add_column(name, justify="left" if name in ("device", "refused") else "right")
+    table.add_column("device", no_wrap=True)
+    table.add_column("accepted", justify="right")
+    table.add_column("refused")
+    for name in ("points", "earned", "balance"):
+        table.add_column(name, justify="right")
     for entry in devices:
         table.add_row(
             "(never told its account)" if entry.account == NOBODY else entry.account,

@@ -270,7 +270,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     }
 
     /// @notice Ends the run: no further contributions, and what is left of the pool goes back to the owner; again, if
-    ///         something arrives later. A version with accepted contributions must be ended by `advance` first.
+    ///         something arrives later. A version for which something was due must be ended by `advance` first.
     function finish() external onlyOwner nonReentrant {
         if (round.due != 0) revert VersionOpen(version);
         if (!finished) {

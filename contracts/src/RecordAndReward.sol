@@ -26,7 +26,7 @@ contract RecordAndReward is Federation {
     /// @param thresholdPpm tau: the last validation error must be below.
     /// @param gainPpm Rule `Gain`: the share of the open error that the training must have removed,
     /// @param clearPpm unless the misdirection of the update is at most this;
-    /// @param harmPpm it must be at most this in any case.
+    /// @param harmPpm above this, no gain is enough.
     /// @param leastPpm Rule `Gain`: the share of its full price that an accepted contribution is worth at least.
     /// @param rate Paid for each data point, in the token's smallest unit.
     /// @param maxDataCost The largest data cost that a device may claim.
@@ -59,7 +59,7 @@ contract RecordAndReward is Federation {
     /// @notice The misdirection up to which no gain is asked for, in parts per million. `Gain` only.
     uint32 public immutable clearPpm;
 
-    /// @notice The misdirection from which no gain is enough, in parts per million. `Gain` only.
+    /// @notice The misdirection above which no gain is enough, in parts per million. `Gain` only.
     uint32 public immutable harmPpm;
 
     /// @notice What an accepted contribution is worth at least, in parts per million of its full price. `Gain` only.

@@ -62,6 +62,7 @@ abstract contract Treasury is ReentrancyGuardTransient {
     /// @dev Sends the whole pool to `account`.
     function _emptyPool(address account) internal {
         uint256 amount = pool();
+        if (amount == 0) return;
         emit PoolEmptied(account, amount);
         token.safeTransfer(account, amount);
     }

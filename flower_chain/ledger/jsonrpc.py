@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from eth_account.signers.local import LocalAccount
+from requests.exceptions import ConnectionError as RequestConnectionError
 from requests.exceptions import RequestException
 from web3 import HTTPProvider, Web3
 from web3.exceptions import ContractLogicError, TimeExhausted, Web3Exception
@@ -116,6 +117,8 @@ class JsonRpcLedger(Ledger):
             raise NodeError(
                 f"{self._url}: not in a block after {self._timeout:g} s: {fault}"
             ) from fault
+        except RequestConnectionError as fault:
+            raise NodeError(f"no node answers at {self._url}") from fault
         except (RequestException, Web3Exception, ValueError) as fault:
             raise NodeError(f"{self._url} did not answer as a node should: {fault}") from fault
 

@@ -5,6 +5,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flower_chain.examiner import Examiner
 from flower_chain.strategy.base import LedgerStrategy
+from flower_chain.strategy.one_line import tell_in_one_line
 from flower_chain.strategy.record_and_reward import RecordAndReward
 from flower_chain.strategy.settings import PREFIX, Settings
 
@@ -33,6 +34,7 @@ def wrap(strategy: Strategy, context: Context, examiner: Examiner) -> Strategy:
     ConfigError
         If a setting can't be used.
     """
+    tell_in_one_line()
     if context.run_config.get(f"{PREFIX}scheme") == "fedavg":
         return strategy
     settings = Settings.from_run_config(context.run_config, context.run_id)

@@ -22,6 +22,7 @@ from flower_chain.records import NOBODY, PPM, Hello, Refusal, Task, recover, sig
 from flower_chain.rules.record_and_reward import is_well_formed
 from flower_chain.run import Run
 from flower_chain.strategy.admission import Admission, Admitter, last_line
+from flower_chain.strategy.one_line import tell_in_one_line
 from flower_chain.strategy.settings import TOKEN_UNITS, Settings
 from flower_chain.updates import Arrays, Format
 
@@ -49,6 +50,7 @@ class LedgerStrategy(Strategy):
     """
 
     def __init__(self, strategy: Strategy, examiner: Examiner, settings: Settings) -> None:
+        tell_in_one_line()
         self.strategy = strategy
         self.settings = settings
         self._examiner = examiner
