@@ -1,0 +1,242 @@
+"""A whole run recomputed, and every change to it found."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+from federation import OWNER, Federation, Outcome, signing
+from softmax import examiner
+
+from flower_chain import Examiner
+from flower_chain.errors import ConfigError, JournalError, Unverified
+from flower_chain.ledger.federation import Federation as Ledger
+from flower_chain.ledger.federation import History
+from flower_chain.records import Refusal
+from flower_chain.run import Run
+from flower_chain.store.cid import cid_from_bytes
+from flower_chain.strategy.base import LedgerStrategy
+from flower_chain.verify import Report, verify
+
+Tamper = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rounds of four devices, the last of which claims too much data."""
+    federation = Federation(tmp_path_factory.mktemp("verify"), devices=4)
+    federation.meddle(signing(data_cost=2_000_000))
+    federation.run(rounds=2, max_data_cost=1_000_000)
+    return federation.path / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy to do harm to."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def check(path: Path, with_key: bool = True, with_data: bool = True) -> Report:
+    """The last report."""
+    owner, data = OWNER if with_key else None, examiner() if with_data else None
+    *_, report = verify(Run.open(path), owner, data)
+    return report
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def stored_update(path: Path) -> tuple[str, Path]:
+    """The first accepted device, and the file with its update."""
+    verdict = Run.open(path).federation.history().versions[0].accepted[0]
+    contribution = verdict.signed.contribution
+    (file,) = (path / "store").rglob(f"*{cid_from_bytes(contribution.cid)}*")
+    return contribution.device, file
+
+
+def test_the_owner_can_check_everything(run):
+    report = check(run)
+    assert report.unchecked == []
+    assert report.checked["aggregates"] == 2
+    assert report.checked["signatures"] == 8
+    assert report.checked["accepted updates"] == 6
+    assert report.checked["validation errors"] == 6
+
+
+def test_an_outsider_is_told_what_was_not_checked(run):
+    report = check(run, with_key=False, with_data=False)
+    assert report.checked["verdicts"] == 8
+    assert report.checked["payments"] == 6
+    assert "aggregates" not in report.checked
+    assert len(report.unchecked) == 3
+
+
+def test_the_key_alone_is_enough_for_the_aggregates(run):
+    report = check(run, with_data=False)
+    assert report.checked["aggregates"] == 2
+    assert any("--examiner" in left_out for left_out in report.unchecked)
+
+
+def test_the_report_grows_with_each_version(run):
+    reports = verify(Run.open(run), None, None)
+    seen = [report.checked.get("models", 0) for report in reports]
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a_changed_byte_in_a_stored_update_is_found(run, with_key):
+    device, file = stored_update(run)
+    flip(file)
+    with pytest.raises(Unverified, match=f"version 0, contribution of {device}"):
+        check(run, with_key)
+
+
+def test_a_missing_update_is_found(run):
+    device, file = stored_update(run)
+    file.unlink()
+    with pytest.raises(Unverified, match=f"version 0, contribution of {device}"):
+        check(run, with_key=False)
+
+
+def test_a_changed_byte_in_a_stored_model_is_found(run):
+    cid = Run.open(run).federation.history().versions[1].model.cid
+    (file,) = (run / "store").rglob(f"*{cid_from_bytes(cid)}*")
+    flip(file)
+    with pytest.raises(Unverified, match="version 1, model"):
+        check(run, with_key=False)
+
+
+def test_an_edited_journal_is_found(run):
+    journal = run / "ledger.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    entry = json.loads(lines[-1])
+    entry["time"] += 1
+    journal.write_text("".join(lines[:-1]) + json.dumps(entry) + "\n")
+    with pytest.raises(JournalError, match="was edited"):
+        check(run)
+
+
+def test_a_changed_plan_is_found(run):
+    pointers = json.loads((run / "run.json").read_text())
+    plan = json.loads(pointers["plan"])
+    plan["rate"] *= 2
+    pointers["plan"] = json.dumps(plan, sort_keys=True, separators=(",", ":"))
+    (run / "run.json").write_text(json.dumps(pointers))
+    with pytest.raises(Unverified, match="plan: its digest"):
+        check(run)
+
+
+def with_history(monkeypatch: pytest.MonkeyPatch, change: Callable[[History], None]) -> None:
+    """A ledger that tells a changed history."""
+    told = Ledger.history
+
+    def tell(ledger: Ledger) -> History:
+        history = told(ledger)
+        change(history)
+        return history
+
+    monkeypatch.setattr(Ledger, "history", tell)
+
+
+def test_a_changed_payout_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        payments = history.versions[1].payments
+        payments[0] = replace(payments[0], amount=payments[0].amount + 1)
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match=r"version 1, device .*: paid \d+"):
+        check(run)
+
+
+def test_a_payment_to_a_refused_device_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        version = history.versions[0]
+        (refused,) = [v for v in version.verdicts if v.reason]
+        device = refused.signed.contribution.device
+        version.payments.append(replace(version.payments[0], device=device))
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match="but None was due"):
+        check(run)
+
+
+def test_a_changed_verdict_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        verdicts = history.versions[0].verdicts
+        (number,) = [n for n, verdict in enumerate(verdicts) if verdict.reason]
+        verdicts[number] = replace(verdicts[number], reason=Refusal.NONE)
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match="the rules 'bad data cost'"):
+        check(run)
+
+
+def test_a_changed_credit_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        device = next(iter(history.credited))
+        history.credited[device] += 1
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match="credits of"):
+        check(run)
+
+
+def dishonest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: object
+) -> Outcome:
+    """A run whose owner does one thing otherwise."""
+    federation = Federation(tmp_path, devices=3)
+    monkeypatch.setattr(LedgerStrategy, name, method)
+    return federation.run(rounds=1)
+
+
+def test_a_model_that_is_not_the_aggregate_is_found(tmp_path, monkeypatch):
+    honest = LedgerStrategy._aggregate
+
+    def shifted(self, server_round, accepted):
+        arrays, metrics = honest(self, server_round, accepted)
+        return {key: value + value.dtype.type(0.01) for key, value in arrays.items()}, metrics
+
+    outcome = dishonest(tmp_path, monkeypatch, "_aggregate", shifted)
+    with pytest.raises(Unverified, match="version 1, model: not the aggregate"):
+        check(outcome.path)
+
+
+def test_a_refusal_without_a_reason_is_found(tmp_path, monkeypatch):
+    honest = LedgerStrategy._admit
+
+    def unjust(self, replies):
+        first, *others = honest(self, replies)
+        return [first.refused(Refusal.NOT_FINITE, "as it pleases the owner"), *others]
+
+    outcome = dishonest(tmp_path, monkeypatch, "_admit", unjust)
+    with pytest.raises(Unverified, match="refused for 'not finite', but found 'none'"):
+        check(outcome.path)
+
+
+def test_evidence_that_the_owner_let_pass_is_found(tmp_path, monkeypatch):
+    federation = Federation(tmp_path, devices=3)
+    federation.meddle(signing(errors=(900_000, 100_000, 50_000)))
+    monkeypatch.setattr(LedgerStrategy, "_check_evidence", lambda _, admission: admission)
+    outcome = federation.run(rounds=1)
+    assert federation.accounts[-1] in outcome.accepted()
+    with pytest.raises(Unverified, match="its errors are not those of the update"):
+        check(outcome.path)
+
+
+def test_another_key_than_the_owners_is_told(run):
+    with pytest.raises(ConfigError, match="the key is that of"):
+        list(verify(Run.open(run), Account.create(), None))
+
+
+def test_other_validation_data_are_told(run):
+    other = Examiner(examiner()._x[:50], examiner()._y[:50], examiner()._predict)
+    with pytest.raises(ConfigError, match="the validation data have digest"):
+        list(verify(Run.open(run), OWNER, other))
