@@ -1,0 +1,73 @@
+"""What tests of several parts of the package need."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from web3 import HTTPProvider, Web3
+
+from flower_chain.ledger import EmbeddedLedger, JsonRpcLedger, Ledger
+
+ROOT = Path(__file__).parent.parent
+MODULES = ROOT / "contracts" / "node_modules"
+ANVIL = (MODULES / "@foundry-rs/anvil-linux-amd64/bin/anvil", MODULES / ".bin/anvil")
+# The first account of Hardhat's and Foundry's well-known test mnemonic: Anvil gives it ether.
+OWNER_KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
+
+
+@pytest.fixture(scope="session")
+def owner() -> LocalAccount:
+    """An account that can pay for gas on every ledger of these fixtures."""
+    return Account.from_key(OWNER_KEY)
+
+
+@pytest.fixture(scope="session")
+def devices() -> list[LocalAccount]:
+    """Six accounts without ether."""
+    return [Account.from_key(number.to_bytes(32, "big")) for number in range(1, 7)]
+
+
+@pytest.fixture(scope="session")
+def anvil() -> Iterator[str]:
+    """URL of a real node that lives as long as the tests."""
+    binary = next((path for path in ANVIL if path.exists()), None)
+    if binary is None:
+        pytest.fail(f"Anvil is not installed ({ANVIL[0]} is missing): run `make test`", False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(binary), "--port", str(port), "--enable-tx-gas-limit", "--silent"]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            _wait_for(process, url)
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # .bin/anvil is a script that starts another
+
+
+@pytest.fixture(params=["embedded", "jsonrpc"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, owner: LocalAccount) -> Iterator[Ledger]:
+    """Each ledger of the package; `owner` can pay for gas on it."""
+    if request.param == "embedded":
+        opened: Ledger = EmbeddedLedger(tmp_path / "ledger.journal", [owner.address])
+    else:
+        opened = JsonRpcLedger(request.getfixturevalue("anvil"))
+    with opened:
+        yield opened
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", url: str) -> None:
+    web3 = Web3(HTTPProvider(url, exception_retry_configuration=None))
+    deadline = time.monotonic() + 20
+    while not web3.is_connected():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"Anvil does not answer at {url} (exit status {process.poll()})", False)
+        time.sleep(0.02)
