@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flower_chain.errors import FormatError
 from flower_chain.plan import Plan
 from flower_chain.records import Contribution, Domain, Hello, Signed, Task, from_bits, to_bits
+from flower_chain.rules.record_and_reward import MAX_ERRORS
 
 RECORD = "flower-chain"
 SAMPLES = "flower-chain.samples"
@@ -199,6 +200,6 @@ def _classes(record: ConfigRecord) -> tuple[int, ...]:
 
 def _errors(record: ConfigRecord) -> tuple[int, ...]:
     errors = _get(record, "errors", list)
-    if len(errors) > 256 or any(type(e) is not int or not 0 <= e < 2**32 for e in errors):
-        raise FormatError("errors: they must be at most 256 numbers from 0 to 2^32 - 1")
+    if len(errors) > MAX_ERRORS or any(type(e) is not int or not 0 <= e < 2**32 for e in errors):
+        raise FormatError(f"errors: at most {MAX_ERRORS} numbers from 0 to 2^32 - 1")
     return tuple(errors)

@@ -84,10 +84,11 @@ def to_bits(classes: Iterable[int]) -> int:
     FormatError
         If a class is not from 0 to 255.
     """
-    for label in classes:
+    labels = set(classes)
+    for label in labels:
         if not 0 <= label < MAX_CLASSES:
             raise FormatError(f"class {label}: classes must be from 0 to {MAX_CLASSES - 1}")
-    return sum(1 << label for label in set(classes))
+    return sum(1 << label for label in labels)
 
 
 def from_bits(bits: int) -> tuple[int, ...]:

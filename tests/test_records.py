@@ -147,7 +147,6 @@ class TestBits:
     def test_order_and_repetition_do_not_matter(self) -> None:
         assert to_bits([5, 1, 5]) == to_bits([1, 5])
 
-    @pytest.mark.xfail(strict=True, reason="to_bits goes through an iterator twice")
     def test_takes_any_iterable(self) -> None:
         assert to_bits(iter([1, 2])) == to_bits([1, 2])
 

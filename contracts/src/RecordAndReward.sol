@@ -45,7 +45,7 @@ contract RecordAndReward is Federation {
     }
 
     /// @notice The most validation errors that a contribution may hold.
-    uint256 public constant MAX_ERRORS = 256;
+    uint256 public constant MAX_ERRORS = 64;
 
     /// @notice How contributions are judged.
     Rule public immutable rule;

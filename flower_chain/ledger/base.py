@@ -213,7 +213,10 @@ class Contract:
             returned = self.ledger.call(self.address, data)
         except CallFailed as failed:
             raise Reverted(_explain(self._abi, failed.data)) from None
-        values = decode(get_abi_output_types(self._function(function)), returned)
+        try:
+            values = decode(get_abi_output_types(self._function(function)), returned)
+        except DecodingError as fault:
+            raise LedgerError(f"no contract {self.name} is at {self.address}") from fault
         return values[0] if len(values) == 1 else values
 
     def transact(self, account: LocalAccount, function: str, *args: Any) -> Receipt:

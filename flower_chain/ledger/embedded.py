@@ -12,6 +12,7 @@ from eth.abc import BlockAPI, ComputationAPI, LogAPI, SignedTransactionAPI
 from eth.chains.base import MiningChain
 from eth.exceptions import PyEVMError
 from eth_account.signers.local import LocalAccount
+from eth_keys.exceptions import BadSignature
 from eth_tester.backends.pyevm.main import PyEVMBackend, get_default_genesis_params
 from eth_typing import Address, BlockNumber
 from eth_utils.address import to_canonical_address, to_checksum_address
@@ -26,6 +27,9 @@ from flower_chain.ledger.base import GAS_LIMIT, CallFailed, Ledger, Receipt
 from flower_chain.ledger.journal import Entry, Genesis, Journal, read
 
 ETHER = 10**18
+REPLAY_FAULTS = (ValueError, EthUtilsValidationError, BadSignature, PyEVMError, RLPException)
+"""What py-evm raises on a transaction that can't have been executed."""
+
 BLOCK_GAS_LIMIT = 60_000_000
 NO_HASH = b"\0" * 32
 NO_ONE = Address(b"\0" * 20)
@@ -77,11 +81,14 @@ class EmbeddedLedger(Ledger):
     def send(self, account: LocalAccount, to: str | None, data: bytes) -> Receipt:
         """Execute a transaction of `account` in a block of its own, and journal it."""
         if self._journal is None:
-            raise LedgerError(f"{self._path} was opened for reading only")
+            raise LedgerError(f"{self._path} is not open for writing")
         raw = self._sign(account, to, data)
         now = max(int(time.time()), self._times[-1] + 1)
-        block, computation = self._execute(raw, now)
-        self._journal.append(Entry("0x" + raw.hex(), now, "0x" + block.hash.hex()))
+        try:
+            block, computation = self._execute(raw, now)
+        except EthUtilsValidationError as fault:
+            raise LedgerError(f"{account.address} can't send this transaction: {fault}") from fault
+        self._remember(Entry("0x" + raw.hex(), now, "0x" + block.hash.hex()))
         receipt = self._keep(block)
         if computation.is_error:
             raise CallFailed(bytes(computation.output))
@@ -141,11 +148,23 @@ class EmbeddedLedger(Ledger):
             transaction["to"] = to
         return bytes(account.sign_transaction(transaction).raw_transaction)
 
+    def _remember(self, entry: Entry) -> None:
+        """Journal a block, or end here: the chain must not get ahead of its journal."""
+        assert self._journal is not None
+        try:
+            self._journal.append(entry)
+        except OSError as fault:
+            self.close()
+            self._journal = None
+            raise JournalError(
+                f"{self._path} can't be written: {fault.strerror}; all that it holds is safe"
+            ) from fault
+
     def _replay(self, entries: Sequence[Entry]) -> None:
         for number, entry in enumerate(entries, 1):
             try:
                 block, _ = self._execute(bytes.fromhex(entry.transaction[2:]), entry.time)
-            except (ValueError, EthUtilsValidationError, PyEVMError, RLPException) as fault:
+            except REPLAY_FAULTS as fault:
                 raise JournalError(f"{self._path}: block {number} is not valid: {fault}") from fault
             found = "0x" + block.hash.hex()
             if found != entry.block:
@@ -158,6 +177,8 @@ class EmbeddedLedger(Ledger):
     def _execute(self, raw: bytes, now: int) -> tuple[BlockAPI, ComputationAPI]:
         self._chain.header = self._chain.header.copy(timestamp=now)
         transaction = self._chain.get_vm().get_transaction_builder().decode(raw)
+        if getattr(transaction, "chain_id", None) != self.chain_id:
+            raise EthUtilsValidationError("the transaction is for another chain")
         _, _, computation = self._chain.apply_transaction(transaction)
         return self._chain.mine_block(mix_hash=NO_HASH), computation
 

@@ -3,7 +3,8 @@
 The first line describes the genesis, each further line one block with its transaction. All are JSON
 objects on a line of their own, flushed to the disk before the transaction counts. A line holds the
 hash of its block, which covers the transaction, the time, the state and, through the parent's hash,
-everything before: replaying the journal on an EVM finds any edit. A last line without its line feed
+everything before: replaying the journal on an EVM finds any edit, but not that whole lines were cut
+off the end, which only another witness could know. A last line without its line feed
 was cut short by a crash before anybody was told of the transaction, and is dropped.
 """
 
@@ -14,6 +15,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from eth_utils.address import is_address
+from eth_utils.hexadecimal import is_hex
 
 from flower_chain.errors import JournalError
 
@@ -39,6 +43,11 @@ class Genesis:
     funded: tuple[str, ...]
     format: str = FORMAT
 
+    def __post_init__(self) -> None:
+        _require_whole(chain_id=self.chain_id, time=self.time)
+        if not all(is_address(account) for account in self.funded):
+            raise ValueError(f"funded {self.funded!r} are not addresses")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -57,6 +66,11 @@ class Entry:
     transaction: str
     time: int
     block: str
+
+    def __post_init__(self) -> None:
+        _require_whole(time=self.time)
+        if not (_is_hex(self.transaction) and _is_hex(self.block)):
+            raise ValueError("transaction and block must be in hex, with 0x")
 
 
 Line = TypeVar("Line", Genesis, Entry)
@@ -80,8 +94,8 @@ class Journal:
 
     def __init__(self, path: Path, genesis: Genesis) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _open_locked(path)
         self._path = path
+        self._file = _open_locked(path)
         try:
             self._drop_torn_line()
             if self._file.seek(0, os.SEEK_END) == 0:
@@ -102,9 +116,14 @@ class Journal:
         self._file.close()
 
     def _write(self, line: Genesis | Entry) -> None:
-        self._file.write(json.dumps(asdict(line)).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        size = self._path.stat().st_size
+        try:
+            self._file.write(json.dumps(asdict(line)).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.truncate(self._path, size)
+            raise
 
     def _drop_torn_line(self) -> None:
         self._file.seek(0)
@@ -130,8 +149,6 @@ def read(path: Path) -> tuple[Genesis, list[Entry]]:
     if not lines:
         raise JournalError(f"{path} is empty: not a journal")
     genesis = _parse(path, 1, lines[0], Genesis)
-    if genesis.format != FORMAT:
-        raise JournalError(f"{path}: format {genesis.format!r}, but this version reads {FORMAT!r}")
     return genesis, list(_parse_entries(path, lines[1:]))
 
 
@@ -143,11 +160,27 @@ def _parse_entries(path: Path, lines: list[bytes]) -> Iterator[Entry]:
 def _parse(path: Path, number: int, line: bytes, kind: type[Line]) -> Line:
     try:
         values: dict[str, Any] = json.loads(line)
-        if "funded" in values:
+        if kind is Genesis:
+            _require_format(values.get("format"))
             values["funded"] = tuple(values["funded"])
         return kind(**values)
-    except (ValueError, TypeError) as fault:
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
         raise JournalError(f"{path}, line {number} is damaged: {fault}") from fault
+
+
+def _require_format(found: object) -> None:
+    if found != FORMAT:
+        raise ValueError(f"format {found!r}, but this version reads {FORMAT!r}")
+
+
+def _is_hex(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("0x") and is_hex(value)
+
+
+def _require_whole(**values: int) -> None:
+    for name, value in values.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} = {value!r} is not a whole number")
 
 
 def _open_locked(path: Path) -> IO[bytes]:

@@ -40,8 +40,14 @@ class JsonRpcLedger(Ledger):
     def __init__(self, url: str, chain_id: int | None = None, timeout: float = 60.0) -> None:
         self._url = url
         self._timeout = timeout
-        self._web3 = Web3(HTTPProvider(url, request_kwargs={"timeout": timeout}))
+        options: Any = {
+            "request_kwargs": {"timeout": timeout},
+            "exception_retry_configuration": None,
+        }
+        self._web3 = Web3(HTTPProvider(url, **options))
         self.chain_id = self._ask(lambda: self._web3.eth.chain_id)
+        if not isinstance(self.chain_id, int):
+            raise NodeError(f"{url} did not answer as a node should: chain id {self.chain_id!r}")
         if chain_id not in (None, self.chain_id):
             raise WrongChain(f"{url} is on chain {self.chain_id}, but the run is on {chain_id}")
         self.time_of = lru_cache(maxsize=None)(self.time_of)  # type: ignore[method-assign]

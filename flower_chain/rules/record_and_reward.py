@@ -10,8 +10,8 @@ all does best. The rule ``gain`` looks instead at what the training changed:
 
 - the *misdirection* of the update: whether it tells the device's classes apart the wrong way. It is
   a rank statistic of the change alone. Which classes there are does not help, nor how large the
-  step is; random labels, noise images and random steps come out near one half from a fresh model,
-  near one from a good one, and an update that changes nothing at exactly one half;
+  step is; random labels, noise images and random steps come out near one half from a fresh model
+  and near one from a good one, and an update that changes nothing somewhat above one half;
 - the *open error* of the model before and after. Training on data of these classes lowers it.
 
 An update with little misdirection is accepted at once; one with more if it lowers the open error by
@@ -30,7 +30,7 @@ from flower_chain.records import PPM, Contribution, Refusal, to_ppm
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 
-MAX_ERRORS = 256
+MAX_ERRORS = 64
 LEAST_SHARE = 1e-6
 LEAST_PROBABILITY = 1e-12
 LUCK = 0.2
@@ -155,11 +155,19 @@ def evidence(rule: Rule, probabilities: Sequence[NDArray], labels: NDArray) -> t
     labels : ndarray of int, shape (n_samples,)
         Of the device's classes, all of which are there.
 
+    Returns
+    -------
+    tuple of int
+        As many as a contribution may hold; of more tables than that some are passed over.
+
     Raises
     ------
     FormatError
-        If `probabilities` are not that.
+        If `probabilities` are not that, or fewer than two.
     """
+    if len(probabilities) < 2:
+        raise FormatError(f"{len(probabilities)} measurements: there must be two at least")
+    probabilities = _thinned(probabilities, MAX_ERRORS - 1)
     for table in probabilities:
         _check_probabilities(table, labels)
     if rule is not Rule.GAIN:
@@ -196,7 +204,7 @@ def open_error(probabilities: NDArray, labels: NDArray) -> float:
     right = table[rows, labels]
     table[rows, labels] = 0
     wrong = table.sum(axis=1)
-    q = wrong / np.maximum(wrong + right, np.finfo(np.float64).tiny)
+    q = np.divide(wrong, wrong + right, out=np.ones_like(wrong), where=wrong + right > 0)
     typical = float(np.exp(np.log(np.maximum(q, LEAST_SHARE)).mean()))
     to_chance = 2 * min(1.0, float(q.mean()) * n_classes / (n_classes - 1) + 0.3 / n_classes) - 1
     return float(np.sqrt(max(typical, to_chance)))
@@ -240,6 +248,13 @@ def _wrong_pairs(own: NDArray, other: NDArray) -> float:
 def _log(probabilities: NDArray) -> NDArray:
     table: NDArray = np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST_PROBABILITY))
     return table
+
+
+def _thinned(tables: Sequence[NDArray], most: int) -> Sequence[NDArray]:
+    """At most so many of them, evenly spaced, with the first and the last."""
+    if len(tables) <= most:
+        return tables
+    return [tables[round(index)] for index in np.linspace(0, len(tables) - 1, most)]
 
 
 def _check_probabilities(table: NDArray, labels: NDArray) -> None:

@@ -431,11 +431,7 @@ class TestGas:
             (Rule.GAIN, 12),
             (Rule.TREND, 12),
             (Rule.GAIN, MAX_ERRORS),
-            pytest.param(
-                Rule.TREND,
-                MAX_ERRORS,
-                marks=pytest.mark.xfail(strict=True, reason="BATCH is too large for 256 errors"),
-            ),
+            (Rule.TREND, MAX_ERRORS),
         ],
     )
     def test_a_full_batch_of_contributions_fits_into_a_transaction(

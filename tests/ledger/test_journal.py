@@ -162,7 +162,6 @@ class TestDamage:
         with pytest.raises(JournalError, match=f"journal 2', but this version reads '{FORMAT}'"):
             open_it(path)
 
-    @pytest.mark.xfail(strict=True, reason="the format is looked at after the other fields")
     @BOTH_WAYS
     def test_names_another_format_whose_genesis_has_other_fields(
         self, path: Path, open_it: Open
@@ -216,7 +215,6 @@ class TestLock:
 
 
 class TestFullDisk:
-    @pytest.mark.xfail(strict=True, reason="Journal.append goes on after half a line")
     def test_what_follows_a_failed_write_is_not_glued_to_it(self, path: Path) -> None:
         """An append that failed half-way must not cost what is appended later."""
         journal = Journal(path, GENESIS)

@@ -310,7 +310,6 @@ def test_one_class_scores_one_whatever_the_model(sure: float) -> None:
     assert misdirection(np.full((3, N_CLASSES), 0.2), table, labels) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="0 / 0 counts as right: see q in open_error")
 def test_no_probability_for_any_class_is_not_an_answer() -> None:
     assert open_error(np.zeros((3, N_CLASSES)), np.array([0, 1, 2])) == 1
 
