@@ -5,7 +5,7 @@ from eth_account.signers.local import LocalAccount
 from flower_chain.errors import Damaged, FormatError, NotStored, SealError, StoreError
 from flower_chain.records import Contribution, Domain, Refusal
 from flower_chain.store import Store
-from flower_chain.store.cid import cid_from_bytes
+from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.store.seal import seal, sealed_bytes, unseal
 from flower_chain.updates import Arrays, Format, check_finite, digest, pack, unpack
 
@@ -85,8 +85,10 @@ def keep(store: Store, sealed: bytes, contribution: Contribution, model: Format)
     if len(sealed) > _largest(model):
         detail = f"{len(sealed)} bytes, but a sealed update has {_largest(model)}"
         raise RefusedError(Refusal.OVERSIZE, detail)
-    if (cid := store.put(sealed)) != cid_from_bytes(contribution.cid):
+    cid = cid_of(sealed)
+    if cid_to_bytes(cid) != contribution.cid:
         raise RefusedError(Refusal.WRONG_CID, f"the bytes have {cid}")
+    store.put(sealed)
 
 
 def fetch(store: Store, contribution: Contribution, model: Format) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flower_chain.errors import ConfigError
+from flower_chain.errors import ConfigError, FormatError
 from flower_chain.records import to_ppm
 from flower_chain.rules.record_and_reward import Rule, ends, error_rate, evidence
 from flower_chain.updates import Arrays, digest, pack
@@ -101,7 +101,10 @@ class Examiner:
             How far each may be off.
         """
         x, y = samples
-        measured = evidence(rule, [self._predict(model, x) for model in models], y)
+        try:
+            measured = evidence(rule, [self._predict(model, x) for model in models], y)
+        except FormatError:  # such a model gives no probabilities, so no device can have measured
+            return False
         pairs = zip(ends(rule, errors), measured, strict=True)
         return all(abs(claimed - found) <= tolerance_ppm for claimed, found in pairs)
 

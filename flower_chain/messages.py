@@ -99,10 +99,12 @@ def read_request(content: RecordDict) -> Request:
 
 
 def read_samples(content: RecordDict) -> Samples | None:
-    """The validation samples in a message, if there are any."""
+    """The validation samples in a message, if there are any; FormatError if they are not that."""
     if SAMPLES not in content.array_records:
         return None
     arrays = content.array_records[SAMPLES]
+    if set(arrays) != {"x", "y"}:
+        raise FormatError(f"the ArrayRecord {SAMPLES!r} holds {list(arrays)}: not 'x' and 'y'")
     return Samples(arrays["x"].numpy(), arrays["y"].numpy())
 
 
@@ -154,7 +156,10 @@ def read_contribution(content: RecordDict) -> tuple[Signed, bytes | None]:
     signed = Signed(contribution, _sized(record, "signature", 64))
     if SEALED not in content.array_records:
         return signed, None
-    return signed, content.array_records[SEALED]["bytes"].data
+    arrays = content.array_records[SEALED]
+    if list(arrays) != ["bytes"]:
+        raise FormatError(f"the ArrayRecord {SEALED!r} holds {list(arrays)}: it must hold 'bytes'")
+    return signed, arrays["bytes"].data
 
 
 def _record(content: RecordDict) -> ConfigRecord:

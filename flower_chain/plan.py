@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from flower_chain.errors import ConfigError, FormatError
@@ -11,6 +12,7 @@ from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
 
 AGGREGATIONS = ("mean", "inner")
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 MAX_RATE = 2**64 - 1
 MAX_DATA_COST = 2**32 - 1
 
@@ -77,6 +79,8 @@ class Plan:
     scheme: str = "record-and-reward"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _of_type(field.name, getattr(self, field.name), field.type)
         _within("threshold", self.threshold_ppm, 0, PPM)
         _within("gain", self.gain_ppm, 0, PPM)
         _within("harm", self.harm_ppm, 0, PPM)
@@ -108,6 +112,9 @@ class Plan:
         FormatError
             If it is not a plan.
         """
+        structure = STRING.sub("", text)
+        if structure.count("{") > 1 or "[" in structure:
+            raise FormatError("not a plan: it must be flat")  # json.loads overflows on deep ones
         try:
             values: dict[str, Any] = json.loads(text)
             model = Format.from_json(values.pop("model"))
@@ -120,6 +127,12 @@ class Plan:
     def digest(self) -> bytes:
         """SHA-256 of the text, as the contract holds it."""
         return hashlib.sha256(self.to_json().encode()).digest()
+
+
+def _of_type(name: str, value: object, kind: Any) -> None:
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        raise ConfigError(f"{name} = {value!r}: it must be of type {kind.__name__}")
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:

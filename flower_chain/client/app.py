@@ -1,23 +1,25 @@
 """A Flower ClientApp whose updates are signed by the device."""
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp as FlowerClientApp
-from flwr.clientapp.typing import Mod
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from numpy.typing import NDArray
 
 from flower_chain import envelope, keys, messages, updates
+from flower_chain.client.task import check_model, check_owner
 from flower_chain.client.validation import Log, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
-from flower_chain.messages import Request
+from flower_chain.messages import Samples
 from flower_chain.records import (
     Contribution,
     Hello,
     Signed,
-    recover_public_key,
     sign,
     to_ppm,
 )
@@ -26,6 +28,7 @@ from flower_chain.store import DirectoryStore
 from flower_chain.store.cid import cid_of, cid_to_bytes
 
 Classes = Callable[[Context], Iterable[int]]
+Predict = Callable[[updates.Arrays, NDArray[Any]], NDArray[Any]]
 Record = TypeVar("Record")
 
 
@@ -46,11 +49,15 @@ class ClientApp(FlowerClientApp):
     classes : callable, optional
         From the Context to the classes that the device holds data of (papers/1 algorithm 1).
         Without it the device gets validation samples of all classes.
+    predict : callable, optional
+        From a model's arrays, by key, and samples, shape ``(n, ...)``, to class probabilities,
+        shape ``(n, n_classes)``, as the owner's Examiner has it. It measures the model before and
+        after where ``train()`` does without :class:`flower_chain.Validation`, or a mod changes what
+        that measured; without it, ``evaluate()`` does.
     weighted_by_key : str
         The metric of ``train()`` that holds the number of data points used.
     metric : str
-        The metric of ``evaluate()`` that holds the accuracy, for devices whose ``train()`` does
-        without :class:`flower_chain.Validation`.
+        The metric of ``evaluate()`` that holds the accuracy.
     """
 
     def __init__(
@@ -58,13 +65,17 @@ class ClientApp(FlowerClientApp):
         mods: list[Mod] | None = None,
         *,
         classes: Classes | None = None,
+        predict: Predict | None = None,
         weighted_by_key: str = "num-examples",
         metric: str = "accuracy",
     ) -> None:
         super().__init__(mods=mods)
         self._classes = classes
+        self._predict = predict
         self._weighted_by_key = weighted_by_key
         self._metric = metric
+        self._returned: list[dict[str, bytes]] = []
+        self._evaluate_function: ClientAppCallable | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Handle a message: ours, the user's, or both."""
@@ -84,15 +95,56 @@ class ClientApp(FlowerClientApp):
         classes = () if self._classes is None else self._classes(context)
         return tuple(sorted({int(label) for label in classes}))
 
+    def train(
+        self, action: str = "default", *, mods: list[Mod] | None = None
+    ) -> Callable[[ClientAppCallable], ClientAppCallable]:
+        """Register a train function, as in Flower."""
+        register = super().train(action, mods=mods)
+
+        def decorator(function: ClientAppCallable) -> ClientAppCallable:
+            register(self._noting(function))
+            return function
+
+        return decorator
+
+    def evaluate(
+        self, action: str = "default", *, mods: list[Mod] | None = None
+    ) -> Callable[[ClientAppCallable], ClientAppCallable]:
+        """Register an evaluate function, as in Flower."""
+        register = super().evaluate(action, mods=mods)
+
+        def decorator(function: ClientAppCallable) -> ClientAppCallable:
+            if action == "default":
+                self._evaluate_function = function
+            return register(function)
+
+        return decorator
+
+    def _noting(self, function: ClientAppCallable) -> ClientAppCallable:
+        """`function`, noting what it returned before any mod changes it."""
+
+        def noted(message: Message, context: Context) -> Message:
+            reply = function(message, context)
+            if not reply.has_error():
+                self._returned = [_data(record) for record in reply.content.array_records.values()]
+            return reply
+
+        return noted
+
     def _contribute(self, message: Message, context: Context) -> Message:
         request = messages.read_request(message.content)
-        received = _received(message, request)
-        owner = _check_owner(request, context)
-        with logging() as log:
+        samples = messages.read_samples(message.content)
+        message = _without_ours(message)
+        received = _single(message.content.array_records)
+        check_model(received, request)
+        owner = check_owner(request, context)
+        with logging(samples) as log:
             reply = super().__call__(message, context)
         if reply.has_error():
             return reply
         trained = _single(reply.content.array_records)
+        if self._returned != [_data(trained)]:
+            log.probabilities.clear()  # a mod changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
         account = device_account(context)
         update = updates.difference(_numpy(trained), _numpy(received))
@@ -117,32 +169,35 @@ class ClientApp(FlowerClientApp):
         models: tuple[ArrayRecord, ArrayRecord],
         context: Context,
     ) -> tuple[int, ...]:
-        """What ``train()`` measured; else what ``evaluate()`` does before and after."""
-        samples = messages.read_samples(message.content)
+        """What ``train()`` measured; else what others do before and after."""
+        samples = log.samples
         if samples is None:
             return ()
         if log.probabilities:
             return evidence(rule, log.probabilities, samples.y)
-        measured = [self._evaluate(message, model, context) for model in models]
+        if self._predict is not None:
+            tables = [self._predict(_numpy(model), samples.x) for model in models]
+            return evidence(rule, tables, samples.y)
+        if self._evaluate_function is None:
+            raise _unmeasured(rule)
+        measured = [self._evaluate(message, model, samples, context) for model in models]
         probabilities = [log.probabilities[-1] for log, _ in measured if log.probabilities]
         if len(probabilities) == len(models):
             return evidence(rule, probabilities, samples.y)
-        if rule is Rule.GAIN or not all(log.samples_read for log, _ in measured):
-            raise ConfigError(
-                f"nothing measured the owner's samples as the rule {str(rule)!r} needs: use "
-                "flower_chain.Validation in train() or evaluate()"
-            )
-        return tuple(to_ppm(1 - accuracy) for _, accuracy in measured)
+        accuracies = [accuracy for log, accuracy in measured if log.samples_read]
+        if rule is Rule.GAIN or len(accuracies) < len(models):
+            raise _unmeasured(rule)
+        return tuple(to_ppm(1 - accuracy) for accuracy in accuracies)
 
     def _evaluate(
-        self, message: Message, model: ArrayRecord, context: Context
+        self, message: Message, model: ArrayRecord, samples: Samples, context: Context
     ) -> tuple[Log, float]:
         """What the user's ``evaluate()`` says of a model on the owner's samples."""
-        content = RecordDict(dict(message.content))
-        content[_arrays_key(message.content)] = model
-        question = Message(content, dst_node_id=context.node_id, message_type=MessageType.EVALUATE)
-        with logging() as log:
-            reply = super().__call__(question, context)
+        assert self._evaluate_function is not None
+        (key,) = message.content.array_records
+        question = _with(message, RecordDict({**message.content, key: model}))
+        with logging(samples) as log, self._lifespan(context):
+            reply = self._evaluate_function(question, context)
         if reply.has_error():
             raise TaskRefused(f"evaluate() failed on the owner's samples: {reply.error.reason}")
         accuracy = _single(reply.content.metric_records).get(self._metric)
@@ -151,14 +206,15 @@ class ClientApp(FlowerClientApp):
         return log, float(accuracy)
 
     def _data_cost(self, content: RecordDict) -> int:
-        metrics = _single(content.metric_records)
-        cost = metrics.get(self._weighted_by_key)
-        if not isinstance(cost, (int, float)) or cost != int(cost):
+        cost = _single(content.metric_records).get(self._weighted_by_key)
+        if isinstance(cost, float) and cost.is_integer():
+            cost = int(cost)
+        if not isinstance(cost, int) or not 0 <= cost < 2**32:
             raise FormatError(
                 f"train() returned {self._weighted_by_key} = {cost!r}: "
                 "it must be the number of data points used"
             )
-        return int(cost)
+        return cost
 
 
 def device_account(context: Context) -> LocalAccount:
@@ -179,42 +235,6 @@ def device_account(context: Context) -> LocalAccount:
     return keys.load_or_create(folder / f"device-{partition}.key")
 
 
-def _received(message: Message, request: Request) -> ArrayRecord:
-    """The model in the message, which must be the one that the owner signed."""
-    received = message.content.array_records[_arrays_key(message.content)]
-    digest = updates.digest(updates.pack(_numpy(received)))
-    if digest != request.task.model_digest:
-        raise TaskRefused(
-            f"the model received has digest {digest.hex()}, but version {request.task.version} "
-            f"is signed as {request.task.model_digest.hex()}"
-        )
-    return received
-
-
-def _check_owner(request: Request, context: Context) -> bytes:
-    """The owner's public key; the first run that a device sees is the one that it stays with."""
-    owner = recover_public_key(request.task.encode(request.domain), request.signature)
-    if owner is None:
-        raise TaskRefused("the task is not signed")
-    state = ConfigRecord(
-        {
-            "owner": keys.address_of(owner),
-            "plan": request.plan.digest.hex(),
-            "chain-id": request.domain.chain_id,
-            "contract": request.domain.contract,
-            "version": request.task.version,
-        }
-    )
-    seen = context.state.config_records.get(messages.RECORD, state)
-    for name in ("owner", "plan", "chain-id", "contract"):
-        if seen[name] != state[name]:
-            raise TaskRefused(f"the run's {name} is {seen[name]!r}, the task's {state[name]!r}")
-    if request.task.version < cast(int, seen["version"]):
-        raise TaskRefused(f"version {request.task.version}, but {seen['version']!r} was seen")
-    context.state[messages.RECORD] = state
-    return owner
-
-
 def _seal_reply(reply: Message, signed: Signed, sealed: bytes, context: Context) -> Message:
     """The reply with the sealed update in place of the arrays."""
     folder = context.node_config.get("store")
@@ -226,9 +246,28 @@ def _seal_reply(reply: Message, signed: Signed, sealed: bytes, context: Context)
     return reply
 
 
-def _arrays_key(content: RecordDict) -> str:
-    (key,) = (key for key in content.array_records if key != messages.SAMPLES)
-    return key
+def _without_ours(message: Message) -> Message:
+    """A training message as the user's mods and functions know it."""
+    ours = (messages.RECORD, messages.SAMPLES)
+    return _with(message, RecordDict({k: v for k, v in message.content.items() if k not in ours}))
+
+
+def _with(message: Message, content: RecordDict) -> Message:
+    """The same message with other content."""
+    other = copy(message)
+    other.content = content
+    return other
+
+
+def _unmeasured(rule: Rule) -> ConfigError:
+    return ConfigError(
+        f"nothing measured the owner's samples as the rule {str(rule)!r} needs: give the ClientApp "
+        "predict, or use flower_chain.Validation in train() or evaluate()"
+    )
+
+
+def _data(record: ArrayRecord) -> dict[str, bytes]:
+    return {key: array.data for key, array in record.items()}
 
 
 def _single(records: Mapping[str, Record]) -> Record:

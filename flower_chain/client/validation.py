@@ -6,18 +6,28 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 
-from flower_chain.messages import Samples, read_samples
+from flower_chain.messages import Samples
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 Predict = Callable[[NDArray], NDArray]
 
 
 class Log:
-    """What was measured during one call of the user's code."""
+    """What was measured during one call of the user's code.
 
-    def __init__(self) -> None:
+    Attributes
+    ----------
+    samples : Samples or None
+        The owner's validation samples, if the task has any.
+    probabilities : list of ndarray
+        What :class:`Validation` measured.
+    samples_read : bool
+        Whether :func:`validation_samples` was asked for them.
+    """
+
+    def __init__(self, samples: Samples | None) -> None:
+        self.samples = samples
         self.probabilities: list[NDArray] = []
         self.samples_read = False
 
@@ -26,9 +36,9 @@ _log: ContextVar[Log | None] = ContextVar("flower_chain_validation_log", default
 
 
 @contextmanager
-def logging() -> Iterator[Log]:
-    """Collect what is measured inside."""
-    log = Log()
+def logging(samples: Samples | None) -> Iterator[Log]:
+    """Offer `samples`, and collect what is measured on them inside."""
+    log = Log(samples)
     token = _log.set(log)
     try:
         yield log
@@ -36,16 +46,17 @@ def logging() -> Iterator[Log]:
         _log.reset(token)
 
 
-def validation_samples(message: Message) -> Samples | None:
-    """The owner's validation samples in `message`, or None if it has none.
+def validation_samples() -> Samples | None:
+    """The owner's validation samples for the present task, or None if it has none.
 
     For an ``evaluate()`` that does without :class:`Validation`: evaluate on these when they are
     there, and on the device's own data otherwise.
     """
-    samples = read_samples(message.content)
-    if (log := _log.get()) is not None and samples is not None:
-        log.samples_read = True
-    return samples
+    log = _log.get()
+    if log is None or log.samples is None:
+        return None
+    log.samples_read = True
+    return log.samples
 
 
 class Validation:
@@ -53,29 +64,26 @@ class Validation:
 
     Parameters
     ----------
-    message : Message
-        The message that ``train()`` was called with.
     predict : callable
         From samples, shape ``(n_samples, ...)``, to the present model's class probabilities,
         shape ``(n_samples, n_classes)``. Called once now, for the model before the training.
 
     Examples
     --------
-    ::
+    In ``train()``::
 
-        validation = flower_chain.Validation(message, lambda x: predict(model, x))
+        validation = flower_chain.Validation(lambda x: predict(model, x))
         for _ in range(epochs):
             train_one_epoch(model, data)
             validation.measure()
     """
 
-    def __init__(self, message: Message, predict: Predict) -> None:
-        self._samples = validation_samples(message)
+    def __init__(self, predict: Predict) -> None:
         self._predict = predict
         self.measure()
 
     def measure(self) -> None:
         """Record the present model's validation error; to be called after every epoch."""
-        log = _log.get()
-        if self._samples is not None and log is not None:
-            log.probabilities.append(np.asarray(self._predict(self._samples.x)))
+        samples, log = validation_samples(), _log.get()
+        if samples is not None and log is not None:
+            log.probabilities.append(np.asarray(self._predict(samples.x)))

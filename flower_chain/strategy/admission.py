@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from eth_account.signers.local import LocalAccount
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from flower_chain import messages
 from flower_chain.envelope import RefusedError, fetch, keep, open_sealed
@@ -11,7 +11,7 @@ from flower_chain.errors import FormatError
 from flower_chain.plan import Plan
 from flower_chain.records import Contribution, Domain, Hello, Refusal, Signed
 from flower_chain.store import Store
-from flower_chain.updates import Arrays, apply
+from flower_chain.updates import Arrays, apply, check_finite
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,31 @@ class Admitter:
             return Admission(hello, Refusal.DEVICE_ERROR, last_line(reply.error.reason), reply)
         try:
             signed, sealed = messages.read_contribution(reply.content)
+            _require_metrics(reply.content)
         except FormatError as fault:
             return Admission(hello, Refusal.UNREADABLE, str(fault), reply)
         if signed.contribution.device != hello.device:
             detail = f"the contribution is that of {signed.contribution.device}"
             return Admission(hello, Refusal.BAD_SIGNATURE, detail, reply)
         try:
-            update = self._open(signed.contribution, sealed)
+            update, trained = self._check(hello, signed.contribution, sealed)
         except RefusedError as refused:
             return Admission(hello, refused.reason, str(refused), reply, signed)
-        trained = apply(self._received, update)
         return Admission(hello, reply=reply, signed=signed, update=update, trained=trained)
+
+    def _check(
+        self, hello: Hello, contribution: Contribution, sealed: bytes | None
+    ) -> tuple[Arrays, Arrays]:
+        """The update, and T_k with it applied; RefusedError if one of them is not in order."""
+        if contribution.classes != hello.classes:
+            raise RefusedError(Refusal.UNREADABLE, "its classes are not those told before")
+        update = self._open(contribution, sealed)
+        trained = apply(self._received, update)
+        try:
+            check_finite(trained)
+        except FormatError as fault:
+            raise RefusedError(Refusal.NOT_FINITE, f"T_k with it: {fault}") from fault
+        return update, trained
 
     def _open(self, contribution: Contribution, sealed: bytes | None) -> Arrays:
         if sealed is None:
@@ -98,6 +112,12 @@ class Admitter:
         else:
             keep(self._store, sealed, contribution, self._plan.model)
         return open_sealed(sealed, contribution, self._domain, self._plan.model, self._owner)
+
+
+def _require_metrics(content: RecordDict) -> None:
+    """Refuse what Flower's strategies would end the run on."""
+    if len(content.metric_records) != 1:
+        raise FormatError(f"{len(content.metric_records)} MetricRecords: there must be one")
 
 
 def last_line(text: str | None) -> str:

@@ -7,10 +7,12 @@ from logging import INFO, WARNING
 from os import cpu_count
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from numpy.typing import NDArray
 
 from flower_chain import messages, updates
 from flower_chain.errors import ConfigError, FormatError
@@ -62,6 +64,8 @@ class LedgerStrategy(Strategy):
             )
         self._allowlist = settings.allowlist()
         self._owner = settings.owner()
+        if self._owner.address in (self._allowlist or ()):
+            raise ConfigError(f"enrol lists {self._owner.address}: the owner can't be a device")
         self._arrays_key = _of_innermost(strategy, "arrayrecord_key", "arrays")
         self._weight_key = _of_innermost(strategy, "weighted_by_key", "num-examples")
         self._hellos: dict[int, Hello] = {}
@@ -123,9 +127,14 @@ class LedgerStrategy(Strategy):
         """Add to the inner strategy's messages a signed task and the validation samples."""
         inner = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._received = _numpy(arrays)
-        self._silent = self._introduce(grid, [message.metadata.dst_node_id for message in inner])
-        self._invited = {}
-        return [message for message in inner if self._invite(message)]
+        nodes = [message.metadata.dst_node_id for message in inner]
+        self._silent = self._introduce(grid, nodes)
+        self._invited = {node: self._hellos[node] for node in nodes if node in self._hellos}
+        invited = [m for m in inner if m.metadata.dst_node_id in self._invited]
+        request = self._request()
+        for message in invited:
+            self._ask(message, request)
+        return invited
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -168,54 +177,61 @@ class LedgerStrategy(Strategy):
     def _introduce(self, grid: Grid, nodes: Sequence[int]) -> list[Finding]:
         """Ask the nodes that are not known yet who they are; tell what went wrong."""
         strangers = [node for node in nodes if node not in self._hellos]
+        answers = self._hear(grid, strangers)
+        hellos = {node: a for node, a in answers.items() if isinstance(a, Hello)}
+        findings = [answer for answer in answers.values() if isinstance(answer, Finding)]
+        enrolled = self._enrolled({hello.device for hello in hellos.values()})
+        for node, hello in hellos.items():
+            if hello.device in enrolled:
+                self._hellos[node] = hello
+            else:
+                findings.append(_found(hello.device, Refusal.NOT_ENROLLED, f"node {node}"))
+        return findings
+
+    def _hear(self, grid: Grid, nodes: Sequence[int]) -> dict[int, Hello | Finding]:
+        """How each node introduces itself, or what is wrong with that.
+
+        Nothing is held against an account that did not sign.
+        """
+        if not nodes:
+            return {}
         content = RecordDict({messages.RECORD: messages.write_domain(self._run.federation.domain)})
         questions = [
-            Message(content, dst_node_id=node, message_type=messages.HELLO) for node in strangers
+            Message(content, dst_node_id=node, message_type=messages.HELLO) for node in nodes
         ]
-        replies = (
-            grid.send_and_receive(questions, timeout=self.settings.timeout) if questions else []
-        )
+        replies = grid.send_and_receive(questions, timeout=self.settings.timeout)
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
-        findings = [self._welcome(node, by_node.get(node)) for node in strangers]
-        return [finding for finding in findings if finding is not None]
+        return {node: self._read_hello(node, by_node.get(node)) for node in nodes}
 
-    def _welcome(self, node: int, reply: Message | None) -> Finding | None:
+    def _read_hello(self, node: int, reply: Message | None) -> Hello | Finding:
         if reply is None:
-            return _found(Finding(NOBODY, Refusal.NO_ANSWER), f"node {node}")
+            return _found(NOBODY, Refusal.NO_ANSWER, f"node {node}")
         if reply.has_error():
-            return _found(Finding(NOBODY, Refusal.DEVICE_ERROR), last_line(reply.error.reason))
+            return _found(NOBODY, Refusal.DEVICE_ERROR, last_line(reply.error.reason))
         try:
             hello, signature = messages.read_hello(reply.content)
         except FormatError as fault:
-            return _found(Finding(NOBODY, Refusal.UNREADABLE), str(fault))
-        domain = self._run.federation.domain
-        if recover(hello.encode(domain), signature) != hello.device:
-            return _found(Finding(hello.device, Refusal.BAD_SIGNATURE), f"node {node}")
-        if not self._enrolled(hello.device):
-            return _found(Finding(hello.device, Refusal.NOT_ENROLLED), f"node {node}")
-        self._hellos[node] = hello
-        return None
+            return _found(NOBODY, Refusal.UNREADABLE, str(fault))
+        if recover(hello.encode(self._run.federation.domain), signature) != hello.device:
+            return _found(NOBODY, Refusal.BAD_SIGNATURE, f"node {node} as {hello.device}")
+        return hello
 
-    def _enrolled(self, device: str) -> bool:
+    def _enrolled(self, devices: set[str]) -> set[str]:
+        """Those of the devices that are enrolled; with open enrolment all but the owner."""
         federation = self._run.federation
-        if federation.is_enrolled(device):
-            return True
-        if self._allowlist is None and device != self._owner.address:
-            federation.enrol([device])
-            return True
-        return False
+        enrolled = {device for device in devices if federation.is_enrolled(device)}
+        if self._allowlist is not None:
+            return enrolled
+        newcomers = devices - enrolled - {self._owner.address}
+        federation.enrol(sorted(newcomers))
+        return enrolled | newcomers
 
-    def _invite(self, message: Message) -> bool:
-        """Make the inner strategy's message one of ours, if its node is known."""
-        node = message.metadata.dst_node_id
-        if node not in self._hellos:
-            return False
-        hello = self._hellos[node]
+    def _ask(self, message: Message, request: Request) -> None:
+        """Make the inner strategy's message one of ours."""
+        hello = self._invited[message.metadata.dst_node_id]
         content = RecordDict(dict(message.content))
-        messages.write_request(content, self._request(), self._samples(hello.device, hello.classes))
+        messages.write_request(content, request, self._samples(hello.device, hello.classes))
         message.content = content
-        self._invited[node] = hello
-        return True
 
     def _request(self) -> Request:
         run = self._run
@@ -231,7 +247,7 @@ class LedgerStrategy(Strategy):
         return Samples(*self._examiner.draw(seed, device, classes, per_class))
 
     def _admit(self, replies: Sequence[Message]) -> list[Admission]:
-        """Check all replies, on all cores, and find out who did not answer; sorted by account."""
+        """Check all replies, on all cores, and tell who did not answer; sorted by account."""
         admitter = Admitter(
             self._owner,
             self._run.federation.domain,
@@ -259,19 +275,18 @@ class LedgerStrategy(Strategy):
     def _record(self, admissions: Sequence[Admission]) -> list[Admission]:
         """Submit what was signed, refuse what was found wrong; return what is accepted."""
         federation = self._run.federation
-        signed = {a.device: a.signed for a in admissions if a.signed is not None}
-        verdicts = dict(zip(signed, federation.submit(list(signed.values())), strict=True))
-        findings, accepted = list(self._silent), []
+        verdicts = iter(federation.submit([a.signed for a in admissions if a.signed is not None]))
+        refused, accepted = [], []
         for admission in admissions:
-            verdict = verdicts.get(admission.device)
-            if verdict is not None and verdict.reason:
-                _tell(admission.device, verdict.reason, "by the contract")
+            verdict = next(verdicts).reason if admission.signed is not None else Refusal.NONE
+            if verdict:
+                _tell(admission.device, verdict, "by the contract")
             elif admission.reason:
                 _tell(admission.device, admission.reason, admission.detail)
-                findings.append(Finding(admission.device, admission.reason))
+                refused.append(admission)
             else:
                 accepted.append(admission)
-        federation.refuse(findings)
+        federation.refuse(self._silent + _findings(refused, {a.device for a in accepted}))
         log(INFO, "aggregate_train: %d updates accepted of %d", len(accepted), len(admissions))
         return accepted
 
@@ -283,25 +298,43 @@ class LedgerStrategy(Strategy):
             log(WARNING, "No update was accepted: the next version is the same model.")
             return self._received, None
         replies = [self._reweighted(admission) for admission in accepted]
+        _keep_common_metrics([reply.content.metric_records["metrics"] for reply in replies])
+        arrays, metrics = self._combine(server_round, accepted, replies)
+        try:
+            updates.check_finite(arrays)
+        except FormatError as fault:
+            log(WARNING, "The aggregate is no model (%s): the next version is the same.", fault)
+            return self._received, metrics
+        return arrays, metrics
+
+    def _combine(
+        self, server_round: int, accepted: Sequence[Admission], replies: Sequence[Message]
+    ) -> tuple[Arrays, MetricRecord | None]:
         if not self._is_mean:
             combined, metrics = self.strategy.aggregate_train(server_round, replies)
-            return (self._received if combined is None else _numpy(combined)), metrics
+            return (self._received if combined is None else self._as_model(combined)), metrics
         assert isinstance(self.strategy, FedAvg)
         changes = [a.update for a in accepted if a.update is not None]
         arrays = updates.mean(self._received, changes, self._run.plan.learning_rate)
         contents = [reply.content for reply in replies]
         return arrays, self.strategy.train_metrics_aggr_fn(contents, self._weight_key)
 
+    def _as_model(self, combined: ArrayRecord) -> Arrays:
+        """What the inner strategy made, in the model's item types."""
+        arrays = _numpy(combined)
+        return {key: _cast(arrays[key], base.dtype) for key, base in self._received.items()}
+
     def _reweighted(self, admission: Admission) -> Message:
         """The reply as the inner strategy expects it, with our weight in place of the claim."""
         assert admission.reply is not None
         assert admission.trained is not None
-        content = RecordDict(dict(admission.reply.content))
-        for ours in (messages.RECORD, messages.SEALED):
-            content.pop(ours, None)
-        content[self._arrays_key] = _record_of(admission.trained)
-        for record in content.metric_records.values():
-            record[self._weight_key] = 1.0
+        sent = admission.reply.content
+        (metrics,) = sent.metric_records.values()
+        content = RecordDict({self._arrays_key: _record_of(admission.trained)})
+        content["metrics"] = MetricRecord({**metrics, self._weight_key: 1.0})
+        for key, config in sent.config_records.items():
+            if key != messages.RECORD:
+                content[key] = config
         admission.reply.content = content
         return admission.reply
 
@@ -328,9 +361,30 @@ def _tell(device: str, reason: Refusal, detail: str) -> None:
     log(WARNING, "Refused %s: %s (%s)", who, reason, detail)
 
 
-def _found(finding: Finding, detail: str) -> Finding:
-    _tell(finding.device, finding.reason, detail)
-    return finding
+def _found(device: str, reason: Refusal, detail: str) -> Finding:
+    _tell(device, reason, detail)
+    return Finding(device, reason)
+
+
+def _findings(refused: Iterable[Admission], accepted: set[str]) -> list[Finding]:
+    """What was found wrong, by account: but an accepted device's second node costs it nothing."""
+    return [Finding(NOBODY if a.device in accepted else a.device, a.reason) for a in refused]
+
+
+def _keep_common_metrics(records: Sequence[MetricRecord]) -> None:
+    """Drop the metrics that not all devices sent in one kind: Flower would end the run on them."""
+    for key in {key for record in records for key in record}:
+        kinds = {_kind(record.get(key)) for record in records}
+        if len(kinds) > 1:
+            log(WARNING, "The metric %r is not there in one kind on all devices: left out.", key)
+            for record in records:
+                record.pop(key, None)
+
+
+def _kind(value: object) -> str | int:
+    if isinstance(value, list):
+        return len(value)
+    return "missing" if value is None else "number"
 
 
 def _of_innermost(strategy: Strategy, name: str, default: str) -> str:
@@ -345,6 +399,11 @@ def _of_innermost(strategy: Strategy, name: str, default: str) -> str:
 
 def _numpy(record: ArrayRecord) -> Arrays:
     return {key: array.numpy() for key, array in record.items()}
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    whole = dtype.kind != "f" and array.dtype.kind == "f"
+    return np.asarray(np.rint(array) if whole else array).astype(dtype)
 
 
 def _record_of(arrays: Arrays) -> ArrayRecord:

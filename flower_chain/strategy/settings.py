@@ -12,6 +12,7 @@ from eth_utils.address import is_address, to_checksum_address
 from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, load, load_or_create
 from flower_chain.rules.record_and_reward import Rule
+from flower_chain.run import TOKEN_SUPPLY
 
 PREFIX = "chain."
 TOKEN_UNITS = 10**18
@@ -167,13 +168,17 @@ def read_accounts(path: Path) -> list[str]:
     """
     try:
         lines = path.read_text().splitlines()
-    except OSError as fault:
-        raise ConfigError(f"enrol = {str(path)!r}: {fault.strerror}") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"enrol = {str(path)!r} can't be read: {fault}") from None
     stripped = [line.split("#")[0].strip() for line in lines]
     for number, account in enumerate(stripped, 1):
         if account and not is_address(account):
             raise ConfigError(f"{path}, line {number}: {account!r} is not an address")
-    return [to_checksum_address(account) for account in stripped if account]
+    accounts: list[str] = [to_checksum_address(account) for account in stripped if account]
+    for account in accounts:
+        if accounts.count(account) > 1:
+            raise ConfigError(f"{path} lists {account} twice")
+    return accounts
 
 
 def _token_units(name: str, tokens: float) -> int:
@@ -184,6 +189,8 @@ def _token_units(name: str, tokens: float) -> int:
         raise _refused(name, tokens, "it must be a number of tokens") from None
     if not units.is_finite() or units < 0:
         raise _refused(name, tokens, "it must not be negative")
+    if name == "pool" and units > TOKEN_SUPPLY:
+        raise _refused(name, tokens, "it must be at most a billion tokens")
     if name == "rate" and units >= 2**64:
         raise _refused(name, tokens, "it must be below 18.4 tokens for each data point")
     return int(units)

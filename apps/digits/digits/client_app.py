@@ -22,7 +22,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the model on the device's data."""
     config, data = context.run_config, _data(context)
     net = _net(message, data)
-    validation = flower_chain.Validation(message, lambda x: probabilities(net, x))
+    validation = flower_chain.Validation(lambda x: probabilities(net, x))
     for _ in range(int(config["local-epochs"])):
         rate, batch_size = float(config["learning-rate"]), int(config["batch-size"])
         loss = train_one_epoch(net, data, rate, batch_size)

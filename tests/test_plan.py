@@ -1,0 +1,191 @@
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tasks import a_plan
+
+from flower_chain.errors import ConfigError, FormatError
+from flower_chain.plan import Plan
+from flower_chain.records import PPM
+from flower_chain.rules.record_and_reward import Rule
+
+PLAN = a_plan()
+share = st.integers(0, PPM)
+plans = st.builds(
+    a_plan,
+    run=st.text(),
+    rule=st.sampled_from(Rule),
+    threshold_ppm=share,
+    rate=st.integers(0, 2**64 - 1),
+    max_data_cost=st.integers(1, 2**32 - 1),
+    learning_rate=st.floats(0, 1, exclude_min=True),
+    aggregation=st.sampled_from(["mean", "inner"]),
+    inner=st.text(),
+)
+
+
+@given(plans)
+def test_a_plan_comes_back_from_its_text(plan: Plan) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@given(plans, plans)
+def test_two_plans_have_the_same_digest_only_if_they_are_the_same(one: Plan, other: Plan) -> None:
+    assert (one.digest == other.digest) is (one == other)
+
+
+def test_every_term_counts_for_the_digest() -> None:
+    others: dict[str, Any] = {
+        "run": "another",
+        "rule": Rule.TREND,
+        "aggregation": "inner",
+        "inner": "Krum",
+        "learning_rate": 0.5,
+        "validation_digest": "cd" * 32,
+    }
+    numbers = {f.name: getattr(PLAN, f.name) + 1 for f in fields(Plan) if f.type is int}
+    digests = {a_plan(**{name: value}).digest for name, value in (others | numbers).items()}
+
+    assert len(digests | {PLAN.digest}) == len(others) + len(numbers) + 1
+
+
+def test_the_text_has_sorted_keys_and_no_white_space() -> None:
+    text = PLAN.to_json()
+
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def test_the_digest_is_that_of_the_terms_however_they_are_written() -> None:
+    spaced = json.dumps(json.loads(PLAN.to_json()), indent=2)
+
+    assert Plan.from_json(spaced).digest == PLAN.digest
+
+
+@pytest.mark.parametrize(
+    ("term", "value"),
+    [
+        ("threshold_ppm", -1),
+        ("threshold_ppm", PPM + 1),
+        ("gain_ppm", PPM + 1),
+        ("clear_ppm", -1),
+        ("harm_ppm", PPM + 1),
+        ("least_ppm", 0),
+        ("rate", -1),
+        ("rate", 2**64),
+        ("max_data_cost", 0),
+        ("max_data_cost", 2**32),
+        ("patience_s", -1),
+        ("samples_per_class", 0),
+        ("tolerance_ppm", PPM + 1),
+        ("aggregation", "median"),
+        ("learning_rate", 0.0),
+        ("learning_rate", 1.5),
+        ("learning_rate", float("nan")),
+    ],
+)
+def test_a_term_out_of_range_is_refused(term: str, value: Any) -> None:
+    name = term.removesuffix("_ppm").removesuffix("_s").replace("_", "-")
+    with pytest.raises(ConfigError, match=name):
+        a_plan(**{term: value})
+
+
+@pytest.mark.parametrize(
+    ("term", "value"),
+    [
+        ("threshold_ppm", 0),
+        ("threshold_ppm", PPM),
+        ("rate", 0),
+        ("rate", 2**64 - 1),
+        ("max_data_cost", 2**32 - 1),
+        ("patience_s", 0),
+        ("learning_rate", 1),
+    ],
+)
+def test_a_term_at_the_end_of_its_range_is_not_refused(term: str, value: Any) -> None:
+    assert getattr(a_plan(**{term: value}), term) == value
+
+
+def edited(**terms: Any) -> str:
+    values = json.loads(PLAN.to_json()) | terms
+    return json.dumps({name: value for name, value in values.items() if value != "gone"})
+
+
+@pytest.mark.parametrize("text", ["", "{", "1", "[]", "null", "{}", '"plan"'])
+def test_a_text_that_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="not a plan"):
+        Plan.from_json(text)
+
+
+NESTED = """
+import flower_chain
+from flower_chain.errors import FormatError
+from flower_chain.plan import Plan
+try:
+    Plan.from_json("[" * 100_000)
+except FormatError:
+    print("refused")
+"""
+
+
+def test_a_deeply_nested_text_is_refused() -> None:
+    """In a process of its own: it could be the end of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", NESTED], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout.strip()) == (0, "refused")
+
+
+@pytest.mark.parametrize("term", [field.name for field in fields(Plan) if field.name != "scheme"])
+def test_a_plan_without_one_of_its_terms_is_refused(term: str) -> None:
+    with pytest.raises(FormatError, match="not a plan"):
+        Plan.from_json(edited(**{term: "gone"}))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"more": 1},
+        {"rule": "coin"},
+        {"rule": 0},
+        {"model": "{}"},
+        {"model": 5},
+        {"rate": "1"},
+        {"rate": 2**64},
+        {"learning_rate": None},
+    ],
+)
+def test_a_plan_with_a_term_that_is_none_is_refused(terms: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        Plan.from_json(edited(**terms))
+
+
+@pytest.mark.parametrize(
+    "terms", [{"rate": 1.5}, {"run": 5}, {"inner": None}, {"threshold_ppm": 0.5}, {"scheme": 3}]
+)
+def test_a_plan_with_a_term_of_another_type_is_refused(terms: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match="not a plan"):
+        Plan.from_json(edited(**terms))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+terms = st.dictionaries(
+    st.sampled_from([field.name for field in fields(Plan)]), json_values, max_size=2
+)
+
+
+@given(st.text() | json_values.map(json.dumps) | terms.map(lambda found: edited(**found)))
+def test_any_text_is_a_plan_or_refused(text: str) -> None:
+    try:
+        Plan.from_json(text)
+    except FormatError:
+        return
