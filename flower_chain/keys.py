@@ -17,6 +17,7 @@ from eth_keys.datatypes import PrivateKey
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from flower_chain.durable import sync_directory
 from flower_chain.errors import FormatError, KeyFileError
 
 HOME = Path.home() / ".flower-chain"
@@ -96,7 +97,7 @@ def _create(path: Path) -> None:
         return
     finally:
         aside.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 def _write(path: Path, text: str) -> None:
@@ -105,15 +106,6 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    # The name of a new file is on the disk only once its directory is.
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> str:

@@ -12,7 +12,6 @@
 import hashlib
 import hmac
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +19,7 @@ from typing import Self
 from eth_account.signers.local import LocalAccount
 from eth_utils.crypto import keccak
 
+from flower_chain import durable
 from flower_chain.errors import ConfigError, FormatError, WrongChain
 from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger
 from flower_chain.ledger.federation import Federation
@@ -57,12 +57,7 @@ class Pointers:
 
     def write(self, path: Path) -> None:
         """Write to `path` such that it is there whole or not at all."""
-        aside = path.with_suffix(".tmp")
-        with aside.open("w") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        durable.replace(path, json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
     def read(cls, path: Path) -> Self:

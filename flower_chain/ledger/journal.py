@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 from eth_utils.address import is_address
 from eth_utils.hexadecimal import is_hex
 
+from flower_chain.durable import sync_directory
 from flower_chain.errors import JournalError
 
 FORMAT = "flower-chain journal 1"
@@ -100,7 +101,7 @@ class Journal:
             self._drop_torn_line()
             if self._file.seek(0, os.SEEK_END) == 0:
                 self._write(genesis)
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             self.genesis, self.entries = read(path)
         except BaseException:
             self._file.close()
@@ -191,11 +192,3 @@ def _open_locked(path: Path) -> IO[bytes]:
         file.close()
         raise JournalError(f"{path} is in use by another process") from None
     return file
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

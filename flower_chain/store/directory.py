@@ -1,9 +1,9 @@
 """A store in a directory: one file per CID."""
 
 import os
-import secrets
 from pathlib import Path
 
+from flower_chain.durable import replace, sync_directory
 from flower_chain.errors import NotStored, StoreError
 from flower_chain.store.base import Store
 from flower_chain.store.cid import cid_to_bytes
@@ -51,9 +51,10 @@ class DirectoryStore(Store):
         target = self.path / cid
         try:
             # A damaged file is not equal, and so is mended.
-            if not _holds(target, data):
-                _replace(target, data)
-            _sync(self.path)
+            if _holds(target, data):
+                sync_directory(self.path)
+            else:
+                replace(target, data)
         except OSError as error:
             raise StoreError(f"can't store {len(data)} bytes as {target}: {error}") from error
 
@@ -76,25 +77,3 @@ def _holds(path: Path, data: bytes) -> bool:
         return path.stat().st_size == len(data) and path.read_bytes() == data
     except FileNotFoundError:
         return False
-
-
-def _replace(target: Path, data: bytes) -> None:
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-    try:
-        with aside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _sync(directory: Path) -> None:
-    # The name of a new file is on the disk only once its directory is.
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

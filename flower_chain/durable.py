@@ -1,0 +1,35 @@
+"""Files that are there whole or not at all, whenever the process or the machine dies."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def replace(target: Path, data: bytes) -> None:
+    """Write `target` aside, flush it to the disk, and put it in place.
+
+    Raises
+    ------
+    OSError
+        If it can't be written; what was there before stays.
+    """
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with aside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush a directory: the name of a new file is on the disk only once its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
