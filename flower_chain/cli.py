@@ -27,7 +27,8 @@ console = Console(width=None if sys.stdout.isatty() else 110)
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run's records.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 OwnerKey = Annotated[
-    Path | None, typer.Option(help="Key file of the owner, to open the sealed updates.")
+    Path | None,
+    typer.Option(help="Key file of the owner or of a reader, to open the sealed updates."),
 ]
 ExaminerName = Annotated[
     str | None,
@@ -75,10 +76,14 @@ def verify_run(
 
 
 @app.command()
-def account(key_file: Annotated[Path, typer.Argument(help="Key file or keystore.")]) -> None:
+def account(
+    key_file: Annotated[Path, typer.Argument(help="Key file or keystore.")],
+    public_key: Annotated[bool, typer.Option("--public-key", help="Print that instead.")] = False,
+) -> None:
     """Print the account of a key file, which is made if it is not there."""
     with _reporting(as_json=False):
-        print(keys.load_or_create(key_file).address)
+        found = keys.load_or_create(key_file)
+        print(keys.public_key(found).hex() if public_key else found.address)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """An update on its way from a device to the owner: packed, sealed, named by digest and CID."""
 
+from collections.abc import Sequence
+
 from eth_account.signers.local import LocalAccount
 
 from flower_chain.errors import Damaged, FormatError, NotStored, SealError, StoreError
@@ -18,14 +20,16 @@ class RefusedError(Exception):
         self.reason = reason
 
 
-def close(update: Arrays, owner: bytes, domain: Domain, device: str) -> tuple[bytes, bytes]:
+def close(
+    update: Arrays, readers: Sequence[bytes], domain: Domain, device: str
+) -> tuple[bytes, bytes]:
     """Pack and seal an update.
 
     Parameters
     ----------
     update : Arrays
-    owner : bytes
-        Public key of the account that may open it.
+    readers : sequence of bytes
+        Public keys of the accounts that may open it: the owner's, and those that the plan names.
     domain : Domain
     device : str
         Account of the device.
@@ -38,11 +42,11 @@ def close(update: Arrays, owner: bytes, domain: Domain, device: str) -> tuple[by
     """
     packed = pack(update)
     name = digest(packed)
-    return name, seal(packed, [owner], _binding(domain, device, name))
+    return name, seal(packed, readers, _binding(domain, device, name))
 
 
 def open_sealed(
-    sealed: bytes, contribution: Contribution, domain: Domain, model: Format, owner: LocalAccount
+    sealed: bytes, contribution: Contribution, domain: Domain, model: Format, reader: LocalAccount
 ) -> Arrays:
     """Open a sealed update and check it against its contribution.
 
@@ -54,8 +58,8 @@ def open_sealed(
     domain : Domain
     model : Format
         The format of the model that the update is to.
-    owner : LocalAccount
-        Whom it was sealed for.
+    reader : LocalAccount
+        One of those whom it was sealed for.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def open_sealed(
     try:
         packed = unseal(
             sealed,
-            bytes(owner.key),
+            bytes(reader.key),
             _binding(domain, contribution.device, contribution.digest),
         )
     except SealError as fault:
@@ -80,10 +84,13 @@ def open_sealed(
     return _parse(packed, model)
 
 
-def keep(store: Store, sealed: bytes, contribution: Contribution, model: Format) -> None:
+def keep(
+    store: Store, sealed: bytes, contribution: Contribution, model: Format, n_readers: int = 1
+) -> None:
     """Store a sealed update that came with its contribution, or RefusedError."""
-    if len(sealed) > _largest(model):
-        detail = f"{len(sealed)} bytes, but a sealed update has {_largest(model)}"
+    limit = _largest(model, n_readers)
+    if len(sealed) > limit:
+        detail = f"{len(sealed)} bytes, but a sealed update has {limit}"
         raise RefusedError(Refusal.OVERSIZE, detail)
     cid = cid_of(sealed)
     if cid_to_bytes(cid) != contribution.cid:
@@ -91,10 +98,10 @@ def keep(store: Store, sealed: bytes, contribution: Contribution, model: Format)
     store.put(sealed)
 
 
-def fetch(store: Store, contribution: Contribution, model: Format) -> bytes:
+def fetch(store: Store, contribution: Contribution, model: Format, n_readers: int = 1) -> bytes:
     """A sealed update from the store, or RefusedError."""
     try:
-        return store.get(cid_from_bytes(contribution.cid), _largest(model))
+        return store.get(cid_from_bytes(contribution.cid), _largest(model, n_readers))
     except NotStored as fault:
         raise RefusedError(Refusal.NOT_STORED, str(fault)) from fault
     except (Damaged, FormatError) as fault:
@@ -103,9 +110,9 @@ def fetch(store: Store, contribution: Contribution, model: Format) -> bytes:
         raise RefusedError(Refusal.OVERSIZE, str(fault)) from fault
 
 
-def _largest(model: Format) -> int:
+def _largest(model: Format, n_readers: int) -> int:
     """The size of a sealed update to such a model, in bytes: they all have the same."""
-    return sealed_bytes(model.of_update().nbytes, 1)
+    return sealed_bytes(model.of_update().nbytes, n_readers)
 
 
 def _parse(packed: bytes, model: Format) -> Arrays:

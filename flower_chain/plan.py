@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from coincurve import PublicKey
+
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.records import PPM
 from flower_chain.rules.record_and_reward import Rule
@@ -50,6 +52,8 @@ class Plan:
         m: validation samples that a device gets for each of its classes (papers/1 algorithm 2).
     validation_digest : str
         SHA-256 of the owner's validation data, in hex.
+    readers : str
+        Public keys, in hex, of accounts that may open the updates beside the owner.
     tolerance_ppm : int
         How far a device's validation error may be from the one that the owner measures.
 
@@ -76,11 +80,14 @@ class Plan:
     samples_per_class: int
     validation_digest: str
     tolerance_ppm: int
+    readers: str
     scheme: str = "record-and-reward"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             _of_type(field.name, getattr(self, field.name), field.type)
+        for key in self.readers.split():
+            _public_key(key)
         _within("threshold", self.threshold_ppm, 0, PPM)
         _within("gain", self.gain_ppm, 0, PPM)
         _within("harm", self.harm_ppm, 0, PPM)
@@ -124,6 +131,16 @@ class Plan:
             raise FormatError(f"not a plan: {fault}") from fault
 
     @property
+    def reader_keys(self) -> list[bytes]:
+        """Public keys of the readers, each as it is given."""
+        return [bytes.fromhex(key) for key in self.readers.split()]
+
+    @property
+    def n_readers(self) -> int:
+        """How many accounts may open an update, the owner among them."""
+        return 1 + len(self.reader_keys)
+
+    @property
     def digest(self) -> bytes:
         """SHA-256 of the text, as the contract holds it."""
         return hashlib.sha256(self.to_json().encode()).digest()
@@ -133,6 +150,13 @@ def _of_type(name: str, value: object, kind: Any) -> None:
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or isinstance(value, bool):
         raise ConfigError(f"{name} = {value!r}: it must be of type {kind.__name__}")
+
+
+def _public_key(key: str) -> None:
+    try:
+        PublicKey(bytes.fromhex(key) if len(key) != 128 else b"\4" + bytes.fromhex(key))
+    except ValueError as fault:
+        raise ConfigError(f"readers: {key} is not a public key: {fault}") from None
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:

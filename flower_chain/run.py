@@ -12,6 +12,7 @@
 import hashlib
 import hmac
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -134,18 +135,22 @@ class Run:
         if (path / "run.json").exists():
             raise ConfigError(f"{path} holds a run already: choose another folder")
         path.mkdir(parents=True, exist_ok=True)
-        ledger = _open_ledger(path, where, owner)
-        packed = pack(model)
-        cid = DirectoryStore(path / "store").put(packed)
-        seed = seed_of(owner, plan, 0)
-        first = Model(digest(packed), cid_to_bytes(cid), keccak(seed), error_ppm)
-        money = _token(ledger, owner, token)
-        contract = ledger.deploy(
-            owner, "RecordAndReward", money.address, _terms(plan), first.as_tuple()
-        )
-        money.transact(owner, "transfer", contract.address, pool)
-        pointers = Pointers(where, ledger.chain_id, contract.address, money.address, plan.to_json())
-        pointers.write(path / "run.json")
+        with ExitStack() as undo:
+            ledger = undo.enter_context(_open_ledger(path, where, owner))
+            packed = pack(model)
+            cid = DirectoryStore(path / "store").put(packed)
+            seed = seed_of(owner, plan, 0)
+            first = Model(digest(packed), cid_to_bytes(cid), keccak(seed), error_ppm)
+            money = _token(ledger, owner, token)
+            contract = ledger.deploy(
+                owner, "RecordAndReward", money.address, _terms(plan), first.as_tuple()
+            )
+            money.transact(owner, "transfer", contract.address, pool)
+            pointers = Pointers(
+                where, ledger.chain_id, contract.address, money.address, plan.to_json()
+            )
+            pointers.write(path / "run.json")
+            undo.pop_all()
         return cls(path, pointers, ledger, owner)
 
     @classmethod

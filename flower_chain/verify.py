@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from flower_chain.envelope import RefusedError, fetch, open_sealed
 from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified
 from flower_chain.examiner import Examiner
+from flower_chain.keys import address_of
 from flower_chain.ledger import Contract
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
@@ -59,7 +61,7 @@ def verify(run: Run, owner: LocalAccount | None, examiner: Examiner | None) -> I
     ----------
     run : Run
     owner : LocalAccount or None
-        The owner's account, which opens the sealed updates.
+        The owner's account, or that of a reader that the plan names: it opens the updates.
     examiner : Examiner or None
         The owner's validation data.
 
@@ -73,7 +75,7 @@ def verify(run: Run, owner: LocalAccount | None, examiner: Examiner | None) -> I
     Unverified
         Naming the first record that does not fit.
     ConfigError
-        If `owner` or `examiner` are not those of the run.
+        If `owner` may not read the updates, or `examiner` has other data.
     """
     return _Verifier(run, owner, examiner).check()
 
@@ -109,9 +111,12 @@ class _Verifier:
     # -- what was agreed --------------------------------------------------------------------
 
     def _check_keys(self) -> None:
-        owner = self._contract.call("owner")
-        if self._owner is not None and self._owner.address.lower() != owner.lower():
-            raise ConfigError(f"the key is that of {self._owner.address}, the owner is {owner}")
+        owner = to_checksum_address(self._contract.call("owner"))
+        readers = {owner, *(address_of(key) for key in self._plan.reader_keys)}
+        if self._owner is not None and self._owner.address not in readers:
+            raise ConfigError(
+                f"the key is that of {self._owner.address}: the updates are sealed for {readers}"
+            )
         if self._examiner is not None and self._examiner.digest != self._plan.validation_digest:
             raise ConfigError(
                 f"the validation data have digest {self._examiner.digest}, "
@@ -245,7 +250,7 @@ class _Verifier:
         contribution = verdict.signed.contribution
         if not verdict.signed.is_valid(self._run.federation.domain):
             return Refusal.BAD_SIGNATURE, 0
-        if contribution.device not in self._history.enrolled:
+        if not self._was_enrolled(version, verdict):
             return Refusal.NOT_ENROLLED, 0
         if contribution.version < version.number:
             return Refusal.STALE_VERSION, 0
@@ -253,14 +258,28 @@ class _Verifier:
             return Refusal.FUTURE_VERSION, 0
         if verdict.reason is Refusal.VERSION_CLOSED and version.payments:
             return Refusal.VERSION_CLOSED, 0
-        if (contribution.device, version.number) in self._contributed:
+        if self._had_contributed(version, verdict):
             return Refusal.SECOND_CONTRIBUTION, 0
         self._contributed.add((contribution.device, version.number))
         return judge(self._plan, contribution)
 
+    def _was_enrolled(self, version: Version, verdict: Verdict) -> bool:
+        """Whether the device was; if that happened in this version, the contract knows when."""
+        since = self._history.enrolled.get(verdict.signed.contribution.device)
+        if since == version.number:
+            return verdict.reason is not Refusal.NOT_ENROLLED
+        return since is not None and since < version.number
+
+    def _had_contributed(self, version: Version, verdict: Verdict) -> bool:
+        """Whether the device had; a refusal uses up its contribution too."""
+        device = verdict.signed.contribution.device
+        if any(finding.device == device for finding in version.findings):
+            return verdict.reason is Refusal.SECOND_CONTRIBUTION
+        return (device, version.number) in self._contributed
+
     def _check_stored(self, version: Version, verdict: Verdict) -> None:
         try:
-            fetch(self._run.store, verdict.signed.contribution, self._plan.model)
+            self._fetch(verdict)
         except RefusedError as refused:
             raise Unverified(f"{_where(version, verdict)}: {refused}") from refused
         self._report.count("stored updates")
@@ -305,11 +324,17 @@ class _Verifier:
 
     def _open(self, verdict: Verdict) -> Arrays:
         assert self._owner is not None
-        run, contribution = self._run, verdict.signed.contribution
-        sealed = fetch(run.store, contribution, self._plan.model)
         return open_sealed(
-            sealed, contribution, run.federation.domain, self._plan.model, self._owner
+            self._fetch(verdict),
+            verdict.signed.contribution,
+            self._run.federation.domain,
+            self._plan.model,
+            self._owner,
         )
+
+    def _fetch(self, verdict: Verdict) -> bytes:
+        plan = self._plan
+        return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.n_readers)
 
     def _evidence_fits(
         self, version: Version, verdict: Verdict, model: Arrays, update: Arrays

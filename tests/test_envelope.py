@@ -32,7 +32,7 @@ def contribution_of(name: bytes, sealed: bytes) -> Contribution:
 
 
 def closed(update: Arrays = UPDATE, owner: LocalAccount = OWNER) -> tuple[bytes, Contribution]:
-    name, sealed = close(update, public_key(owner), DOMAIN, DEVICE)
+    name, sealed = close(update, [public_key(owner)], DOMAIN, DEVICE)
     return sealed, contribution_of(name, sealed)
 
 

@@ -120,7 +120,7 @@ contract RecordAndRewardTest is Fixture {
     }
 
     function test_AcceptsTheMostErrors() public {
-        _assertDue(1000, _falling(256), 1000 * RATE);
+        _assertDue(1000, _falling(64), 1000 * RATE);
     }
 
     function test_RefusesTooManyErrors() public {
@@ -190,8 +190,8 @@ contract RecordAndRewardTest is Fixture {
 
     function test_TrendHoldsTheSteepestFall() public {
         _deploy(RecordAndReward.Rule.Trend);
-        uint32[] memory errors = new uint32[](256);
-        for (uint256 i; i < 128; ++i) {
+        uint32[] memory errors = new uint32[](64);
+        for (uint256 i; i < 32; ++i) {
             errors[i] = PPM;
         }
         _assertJudged(errors, true);
@@ -444,9 +444,9 @@ contract RecordAndRewardTest is Fixture {
         return _pack(errors);
     }
 
-    /// @dev 2 to 256 errors from 0 to `max`.
+    /// @dev 2 to 64 errors from 0 to `max`.
     function _random(uint256 seed, uint32 max) internal pure returns (uint32[] memory errors) {
-        errors = new uint32[](_bound(seed, 2, 256));
+        errors = new uint32[](_bound(seed, 2, 64));
         for (uint256 i; i < errors.length; ++i) {
             errors[i] = uint32(_bound(uint256(keccak256(abi.encode(seed, i))), 0, max));
         }

@@ -148,7 +148,9 @@ class ClientApp(FlowerClientApp):
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
         account = device_account(context)
         update = updates.difference(_numpy(trained), _numpy(received))
-        digest, sealed = envelope.close(update, owner, request.domain, account.address)
+        digest, sealed = envelope.close(
+            update, [owner, *request.plan.reader_keys], request.domain, account.address
+        )
         contribution = Contribution(
             account.address,
             request.task.version,

@@ -121,10 +121,22 @@ class Version:
 
 @dataclass
 class History:
-    """All that the ledger holds of a run."""
+    """All that the ledger holds of a run.
+
+    Parameters
+    ----------
+    versions : list of Version
+    enrolled : dict of str to int
+        The devices, and the version that was current when each was enrolled.
+    credited, withdrawn : dict of str to int
+        By account, in the token's smallest unit.
+    returned : int
+        What went back to the owner.
+    finished : bool
+    """
 
     versions: list[Version] = field(default_factory=list)
-    enrolled: list[str] = field(default_factory=list)
+    enrolled: dict[str, int] = field(default_factory=dict)
     credited: dict[str, int] = field(default_factory=dict)
     withdrawn: dict[str, int] = field(default_factory=dict)
     returned: int = 0
@@ -255,7 +267,7 @@ def _remember(history: History, event: Event) -> None:
             )
             history.versions.append(Version(args["version"], model, event.time))
         case "Enrolled":
-            history.enrolled.append(args["device"])
+            history.enrolled[args["device"]] = len(history.versions) - 1
         case "Credited":
             _add(history.credited, args["account"], args["amount"])
         case "PoolEmptied":

@@ -107,11 +107,12 @@ class Admitter:
         return update, trained
 
     def _open(self, contribution: Contribution, sealed: bytes | None) -> Arrays:
+        plan = self._plan
         if sealed is None:
-            sealed = fetch(self._store, contribution, self._plan.model)
+            sealed = fetch(self._store, contribution, plan.model, plan.n_readers)
         else:
-            keep(self._store, sealed, contribution, self._plan.model)
-        return open_sealed(sealed, contribution, self._domain, self._plan.model, self._owner)
+            keep(self._store, sealed, contribution, plan.model, plan.n_readers)
+        return open_sealed(sealed, contribution, self._domain, plan.model, self._owner)
 
 
 def _require_metrics(content: RecordDict) -> None:

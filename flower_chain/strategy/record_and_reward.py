@@ -58,6 +58,7 @@ class RecordAndReward(LedgerStrategy):
             samples_per_class=settings.samples_per_class,
             validation_digest=self._examiner.digest,
             tolerance_ppm=to_ppm(settings.tolerance),
+            readers=settings.reader_keys(),
         )
 
     def _evidence_fits(self, admission: Admission) -> bool:

@@ -42,6 +42,9 @@ class Settings:
     enrol : str
         File with the accounts of the devices, one on a line; ``open`` takes whoever answers, for
         simulations only.
+    readers : str
+        File with public keys, one on a line, of accounts that may open the updates beside the
+        owner: auditors, say. ``flower-chain account FILE --public-key`` prints one.
     token : str
         Address of the ERC-20 that rewards are paid in; empty deploys one.
     pool : float
@@ -79,6 +82,7 @@ class Settings:
     owner_key: str = ""
     keys: str = ""
     enrol: str = "open"
+    readers: str = ""
     token: str = ""
     pool: float = 1000.0
     rate: float = 0.001
@@ -155,7 +159,20 @@ class Settings:
 
     def allowlist(self) -> Sequence[str] | None:
         """The accounts to enrol, or None if enrolment is open."""
-        return None if self.enrol == "open" else read_accounts(Path(self.enrol).expanduser())
+        return None if self.enrol == "open" else read_accounts(Path(self.enrol))
+
+    def reader_keys(self) -> str:
+        """The public keys of the readers, as the plan holds them."""
+        return " ".join(_lines("readers", Path(self.readers))) if self.readers else ""
+
+
+def _lines(name: str, path: Path) -> list[str]:
+    """The lines of a file without comments; ConfigError if it can't be read."""
+    try:
+        lines = path.expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{name} = {str(path)!r} can't be read: {fault}") from None
+    return [line.split("#")[0].strip() for line in lines]
 
 
 def read_accounts(path: Path) -> list[str]:
@@ -166,11 +183,7 @@ def read_accounts(path: Path) -> list[str]:
     ConfigError
         If the file can't be read, or a line is not an address.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"enrol = {str(path)!r} can't be read: {fault}") from None
-    stripped = [line.split("#")[0].strip() for line in lines]
+    stripped = _lines("enrol", path)
     for number, account in enumerate(stripped, 1):
         if account and not is_address(account):
             raise ConfigError(f"{path}, line {number}: {account!r} is not an address")

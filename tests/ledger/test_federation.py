@@ -115,7 +115,7 @@ class TestEnrol:
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
         federation.enrol([devices[5].address])
-        assert federation.history().enrolled == addresses(devices)
+        assert list(federation.history().enrolled) == addresses(devices)
 
     def test_nobody_is_enrolled_twice(
         self, federation: Federation, devices: list[LocalAccount]
@@ -380,7 +380,7 @@ class TestBatches:
     def test_many_are_enrolled_in_several_transactions(
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
-        assert federation.history().enrolled == addresses(devices[:5])
+        assert list(federation.history().enrolled) == addresses(devices[:5])
 
     def test_verdicts_of_several_transactions_are_in_order(
         self, federation: Federation, devices: list[LocalAccount], sent: list[Receipt]

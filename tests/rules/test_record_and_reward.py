@@ -540,6 +540,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         samples_per_class=10,
         validation_digest="00" * 32,
         tolerance_ppm=0,
+        readers="",
     )
     run = Run.create(path, "embedded", OWNER, plan, MODEL, UNMEASURED, None, 10**18)
     run.federation.enrol([device.address for device in DEVICES])

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eth_account import Account
 from federation import OWNER, TOKEN, TRAIN, Federation, everybody
 from flwr.app import Context, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod
@@ -23,6 +24,7 @@ from softmax import Device, arrays_in, examiner, fresh, record
 import flower_chain
 from flower_chain import messages
 from flower_chain.errors import ConfigError
+from flower_chain.keys import public_key
 from flower_chain.records import PPM, Refusal
 from flower_chain.rules.record_and_reward import gain_quality
 from flower_chain.run import Run
@@ -516,3 +518,23 @@ def test_plain_fedavg_runs_on_the_same_devices(federation: Federation) -> None:
 
     assert len(result.train_metrics_clientapp) == 2
     assert not any("flower" in q.metadata.message_type for q, _ in federation.grid.said)
+
+
+def test_a_reader_of_the_plan_can_check_everything_too(
+    federation: Federation, tmp_path: Path
+) -> None:
+    auditor = Account.create()
+    (tmp_path / "readers.txt").write_text(f"{public_key(auditor).hex()}  # the auditor\n")
+
+    outcome = federation.run(readers=str(tmp_path / "readers.txt"))
+
+    *_, report = verify(outcome.run, auditor, examiner())
+    assert report.checked["aggregates"] == 1
+    assert report.unchecked == []
+
+
+def test_a_reader_without_a_public_key_is_told(federation: Federation, tmp_path: Path) -> None:
+    (tmp_path / "readers.txt").write_text(OWNER.address)
+
+    with pytest.raises(ConfigError, match="is not a public key"):
+        federation.run(readers=str(tmp_path / "readers.txt"))

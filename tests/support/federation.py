@@ -169,7 +169,7 @@ def signing(
         account, domain = device_account(node.context), messages.read_domain(question.content)
         contribution = signed.contribution
         if update is not None:
-            name, sealed = close(update, public_key(owner), domain, account.address)
+            name, sealed = close(update, [public_key(owner)], domain, account.address)
             cid = cid_to_bytes(cid_of(sealed))
             contribution = replace(contribution, digest=name, cid=cid)
         contribution = replace(contribution, **changes)

@@ -40,6 +40,7 @@ def a_plan(**terms: Any) -> Plan:
         "samples_per_class": 20,
         "validation_digest": "ab" * 32,
         "tolerance_ppm": 10_000,
+        "readers": "",
     }
     return Plan(**(default | terms))
 

@@ -75,7 +75,7 @@ def _partitioner(config: Mapping[str, Any]) -> Partitioner:
             return DirichletPartitioner(devices, "label", alpha, min_partition_size=10, seed=SEED)
         case "classes":
             number = int(config["classes-per-device"])
-            return PathologicalPartitioner(devices, "label", number, seed=SEED)
+            return PathologicalPartitioner(devices, "label", number, "deterministic", seed=SEED)
         case other:
             raise ValueError(f"partition = {other!r}: it must be iid, dirichlet or classes")
 

@@ -1,0 +1,87 @@
+"""The package as a whole: its public names, who knows whom, and that its settings are told once."""
+
+import ast
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import flower_chain
+from flower_chain import Settings
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "flower_chain"
+
+FORBIDDEN = {
+    "errors": {"flwr", "flower_chain.records", "web3"},
+    "records": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
+    "updates": {"flwr", "web3", "flower_chain.records"},
+    "rules": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store", "flower_chain.plan"},
+    "ledger": {"flwr", "flower_chain.store", "flower_chain.plan", "flower_chain.strategy"},
+    "store": {"flwr", "web3", "flower_chain.ledger", "flower_chain.records"},
+    "examiner": {"flwr", "web3"},
+    "verify": {"flwr", "flower_chain.strategy", "flower_chain.client"},
+    "report": {"flwr", "flower_chain.strategy", "flower_chain.client"},
+}
+"""What each room must not know."""
+
+
+def modules(room: str) -> list[Path]:
+    """The files of a module or folder."""
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file names in its imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_does_not_know_what_it_should_not(room):
+    for path in modules(room):
+        for name in imported(path):
+            known = {f for f in FORBIDDEN[room] if name == f or name.startswith(f"{f}.")}
+            assert not known, f"{path} imports {name}"
+
+
+def test_the_public_names_are_sorted_and_there():
+    assert flower_chain.__all__ == sorted(flower_chain.__all__)
+    assert all(hasattr(flower_chain, name) for name in flower_chain.__all__)
+
+
+def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested tables as Flower flattens them."""
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def app_config() -> dict[str, object]:
+    """The run-config of the digits app."""
+    parsed = tomllib.loads((ROOT / "apps/digits/pyproject.toml").read_text())
+    return flat(parsed["tool"]["flwr"]["app"]["config"])
+
+
+def test_the_app_lists_every_setting_with_its_default():
+    listed = {key: value for key, value in app_config().items() if key.startswith("chain.")}
+    defaults = {f"chain.{f.name.replace('_', '-')}": f.default for f in fields(Settings)}
+    assert listed == defaults | {"chain.run": ""}
+
+
+@pytest.mark.parametrize(
+    "preset", sorted((ROOT / "strategies").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_a_preset_names_settings_that_the_app_has(preset):
+    assert set(flat(tomllib.loads(preset.read_text()))) <= set(app_config())
