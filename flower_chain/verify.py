@@ -360,7 +360,7 @@ class _Verifier:
 
     def _check_payments(self, version: Version) -> None:
         """What was paid for a version: all that was due, or the pool pro rata."""
-        due = {v.signed.contribution.device: v.due for v in version.accepted}
+        due = {v.signed.contribution.device: v.due for v in version.accepted if v.due}
         if not version.payments and not version.settled:
             return
         total, pool = sum(due.values()), version.pool_when_short

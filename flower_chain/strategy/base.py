@@ -86,7 +86,8 @@ class LedgerStrategy(Strategy):
         log(INFO, "\t├──> Ledger: %s, contract %s", run.pointers.ledger, run.pointers.contract)
         log(INFO, "\t│\t├── Owner: %s", self._owner.address)
         log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
-        log(INFO, "\t│\t└── Plan: %s", run.plan.to_json())
+        log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
+        log(INFO, "\t│\t└── Plan: SHA-256 %s", run.plan.digest.hex())
         log(INFO, "\t├──> Records: %s", self.settings.path)
         if self._allowlist is None:
             log(WARNING, "\t├──> Enrolment is open: whoever answers first is enrolled and paid.")

@@ -538,3 +538,11 @@ def test_a_reader_without_a_public_key_is_told(federation: Federation, tmp_path:
 
     with pytest.raises(ConfigError, match="is not a public key"):
         federation.run(readers=str(tmp_path / "readers.txt"))
+
+
+def test_a_run_without_payments_is_recorded_and_verified(federation: Federation) -> None:
+    outcome = federation.run(rate=0.0)
+
+    assert len(outcome.accepted()) == 4
+    assert outcome.history.versions[0].payments == []
+    assert outcome.verify()["aggregates"] == 1
