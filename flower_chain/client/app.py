@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flower_chain import envelope, keys, messages, updates
 from flower_chain.client.task import check_model, check_owner
-from flower_chain.client.validation import Log, logging
+from flower_chain.client.validation import Log, current, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
 from flower_chain.messages import Samples
 from flower_chain.records import (
@@ -74,7 +74,6 @@ class ClientApp(FlowerClientApp):
         self._predict = predict
         self._weighted_by_key = weighted_by_key
         self._metric = metric
-        self._returned: list[dict[str, bytes]] = []
         self._evaluate_function: ClientAppCallable | None = None
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -125,8 +124,9 @@ class ClientApp(FlowerClientApp):
 
         def noted(message: Message, context: Context) -> Message:
             reply = function(message, context)
-            if not reply.has_error():
-                self._returned = [_data(record) for record in reply.content.array_records.values()]
+            log = current()
+            if log is not None and not reply.has_error():
+                log.returned = [_data(record) for record in reply.content.array_records.values()]
             return reply
 
         return noted
@@ -143,7 +143,7 @@ class ClientApp(FlowerClientApp):
         if reply.has_error():
             return reply
         trained = _single(reply.content.array_records)
-        if self._returned != [_data(trained)]:
+        if log.returned != [_data(trained)]:
             log.probabilities.clear()  # a mod changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
         account = device_account(context)

@@ -24,12 +24,15 @@ class Log:
         What :class:`Validation` measured.
     samples_read : bool
         Whether :func:`validation_samples` was asked for them.
+    returned : list of dict of str to bytes
+        The arrays that the user's function returned, before any mod saw them.
     """
 
     def __init__(self, samples: Samples | None) -> None:
         self.samples = samples
         self.probabilities: list[NDArray] = []
         self.samples_read = False
+        self.returned: list[dict[str, bytes]] = []
 
 
 _log: ContextVar[Log | None] = ContextVar("flower_chain_validation_log", default=None)
@@ -44,6 +47,11 @@ def logging(samples: Samples | None) -> Iterator[Log]:
         yield log
     finally:
         _log.reset(token)
+
+
+def current() -> Log | None:
+    """What is being collected now, if anything is."""
+    return _log.get()
 
 
 def validation_samples() -> Samples | None:
