@@ -6,9 +6,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from coincurve import PublicKey
-
 from flower_chain.errors import ConfigError, FormatError
+from flower_chain.keys import address_of
 from flower_chain.records import PPM
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
@@ -86,8 +85,9 @@ class Plan:
     def __post_init__(self) -> None:
         for field in fields(self):
             _of_type(field.name, getattr(self, field.name), field.type)
-        for key in self.readers.split():
-            _public_key(key)
+        accounts = [_account(key) for key in self.readers.split()]
+        if len(set(accounts)) < len(accounts):
+            raise ConfigError(f"readers: one of the {len(accounts)} accounts is listed twice")
         _within("threshold", self.threshold_ppm, 0, PPM)
         _within("gain", self.gain_ppm, 0, PPM)
         _within("harm", self.harm_ppm, 0, PPM)
@@ -95,7 +95,7 @@ class Plan:
         _within("least", self.least_ppm, 1, PPM)
         _within("rate", self.rate, 0, MAX_RATE)
         _within("max-data-cost", self.max_data_cost, 1, MAX_DATA_COST)
-        _within("patience", self.patience_s, 0, 2**63)
+        _within("patience", self.patience_s, 3600, 2**63)
         _within("samples-per-class", self.samples_per_class, 1, 2**31)
         _within("tolerance", self.tolerance_ppm, 0, PPM)
         if self.aggregation not in AGGREGATIONS:
@@ -152,10 +152,10 @@ def _of_type(name: str, value: object, kind: Any) -> None:
         raise ConfigError(f"{name} = {value!r}: it must be of type {kind.__name__}")
 
 
-def _public_key(key: str) -> None:
+def _account(key: str) -> str:
     try:
-        PublicKey(bytes.fromhex(key) if len(key) != 128 else b"\4" + bytes.fromhex(key))
-    except ValueError as fault:
+        return address_of(bytes.fromhex(key))
+    except (ValueError, FormatError) as fault:
         raise ConfigError(f"readers: {key} is not a public key: {fault}") from None
 
 

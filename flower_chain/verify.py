@@ -91,6 +91,7 @@ class _Verifier:
         self._report = Report()
         self._contributed: set[tuple[str, int]] = set()
         self._paid = 0
+        self._on_word = 0
 
     def check(self) -> Iterator[Report]:
         self._check_keys()
@@ -106,6 +107,11 @@ class _Verifier:
                 model = self._check_successor(model, updates, version, successor)
             yield self._report
         self._check_balances()
+        if self._on_word:
+            word = (
+                f"{self._on_word} findings about what only the owner saw: unreadable or no answers"
+            )
+            self._report.unchecked.append(word)
         yield self._report
 
     # -- what was agreed --------------------------------------------------------------------
@@ -150,10 +156,10 @@ class _Verifier:
         left_out = self._report.unchecked
         if self._owner is None:
             left_out.append("what the sealed updates hold: needs the owner's key (--owner-key)")
+        if self._examiner is None:
+            left_out.append("accuracies: needs the owner's data (--examiner)")
         if self._owner is None or self._examiner is None:
-            left_out.append(
-                "validation errors and accuracies: needs the owner's key and data (--examiner)"
-            )
+            left_out.append("validation errors: needs the owner's key and data (--examiner)")
         if self._plan.aggregation != "mean":
             left_out.append(f"the aggregates: {self._plan.inner} made them, not a mean")
         elif self._owner is None:
@@ -300,8 +306,13 @@ class _Verifier:
         by_device = {v.signed.contribution.device: v for v in version.verdicts if not v.reason}
         for finding in version.findings:
             verdict = by_device.get(finding.device)
-            if verdict is None or finding.reason in OWNERS_WORD:
-                self._report.count("findings on the owner's word")
+            if verdict is None:
+                self._on_word += 1
+            elif finding.reason in OWNERS_WORD:
+                raise Unverified(
+                    f"{_where(version, verdict)}: refused for {str(finding.reason)!r}, "
+                    "but the contribution is on the ledger"
+                )
             elif self._owner is not None:
                 self._check_finding(version, verdict, finding.reason, model)
 
@@ -315,9 +326,11 @@ class _Verifier:
             found = refused.reason
         else:
             fits = self._evidence_fits(version, verdict, model, update)
-            found = Refusal.NONE if fits else Refusal.FALSE_EVIDENCE
             if fits is None and reason is Refusal.FALSE_EVIDENCE:
                 return
+            found = Refusal.FALSE_EVIDENCE if fits is False else Refusal.NONE
+            if not _is_finite(apply(model, update)):
+                found = Refusal.NOT_FINITE
         if found not in (reason, *UNKEPT.get(reason, ())):
             raise Unverified(f"{where}: refused for {str(reason)!r}, but found {str(found)!r}")
         self._report.count("findings")
@@ -400,6 +413,14 @@ class _Verifier:
         pool = self._contract.call("pool")
         if balance != pool + owed:
             raise Unverified(f"tokens: {balance} held, but pool {pool} and credits {owed}")
+
+
+def _is_finite(arrays: Arrays) -> bool:
+    try:
+        check_finite(arrays)
+    except FormatError:
+        return False
+    return True
 
 
 def _where(version: Version, verdict: Verdict) -> str:

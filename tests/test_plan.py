@@ -79,7 +79,7 @@ def test_the_digest_is_that_of_the_terms_however_they_are_written() -> None:
         ("rate", 2**64),
         ("max_data_cost", 0),
         ("max_data_cost", 2**32),
-        ("patience_s", -1),
+        ("patience_s", 3599),
         ("samples_per_class", 0),
         ("tolerance_ppm", PPM + 1),
         ("aggregation", "median"),
@@ -102,7 +102,7 @@ def test_a_term_out_of_range_is_refused(term: str, value: Any) -> None:
         ("rate", 0),
         ("rate", 2**64 - 1),
         ("max_data_cost", 2**32 - 1),
-        ("patience_s", 0),
+        ("patience_s", 3600),
         ("learning_rate", 1),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 from federation import OWNER, Federation, Outcome, signing
+from local_grid import silent
 from softmax import examiner
 
 from flower_chain import Examiner
@@ -75,7 +76,7 @@ def test_an_outsider_is_told_what_was_not_checked(run):
     assert report.checked["verdicts"] == 8
     assert report.checked["payments"] == 6
     assert "aggregates" not in report.checked
-    assert len(report.unchecked) == 3
+    assert len(report.unchecked) == 4
 
 
 def test_the_key_alone_is_enough_for_the_aggregates(run):
@@ -240,3 +241,25 @@ def test_other_validation_data_are_told(run):
     other = Examiner(examiner()._x[:50], examiner()._y[:50], examiner()._predict)
     with pytest.raises(ConfigError, match="the validation data have digest"):
         list(verify(Run.open(run), OWNER, other))
+
+
+@pytest.mark.parametrize("reason", [Refusal.NO_ANSWER, Refusal.DEVICE_ERROR, Refusal.UNREADABLE])
+def test_a_finding_that_the_ledger_disproves_is_found(tmp_path, monkeypatch, reason):
+    honest = LedgerStrategy._admit
+
+    def unjust(self, replies):
+        first, *others = honest(self, replies)
+        return [first.refused(reason, "it says"), *others]
+
+    outcome = dishonest(tmp_path, monkeypatch, "_admit", unjust)
+    with pytest.raises(Unverified, match="but the contribution is on the ledger"):
+        check(outcome.path)
+
+
+def test_what_only_the_owner_saw_is_told(tmp_path):
+    federation = Federation(tmp_path, devices=3)
+    federation.meddle(silent)
+    report = check(federation.run(rounds=1).path)
+    assert report.unchecked == [
+        "1 findings about what only the owner saw: unreadable or no answers"
+    ]

@@ -212,8 +212,8 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         }
     }
 
-    /// @notice Records contributions (papers/1: FederatedLearning and UploadGradient). Anyone may relay them.
-    function submit(SignedContribution[] calldata batch) external whileRunning {
+    /// @notice Records contributions (papers/1: FederatedLearning and UploadGradient), which the owner relays.
+    function submit(SignedContribution[] calldata batch) external onlyOwner whileRunning {
         uint32 current = version;
         bool closed = round.closed;
         uint128 due;

@@ -127,12 +127,11 @@ contract FederationTest is Fixture {
         VM.assertEq(due, 500);
     }
 
-    function test_AnyoneRelays() public {
+    function test_OnlyTheOwnerRelays() public {
         Federation.SignedContribution memory item = _asked(ALICE_KEY, 500);
-        VM.prank(STRANGER);
+        VM.prank(ALICE);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
         federation.submit(_one(item));
-        VM.assertEq(_due(federation, ALICE), 500);
-        VM.assertEq(_due(federation, STRANGER), 0);
     }
 
     function test_AcceptsAnEmptyBatch() public {

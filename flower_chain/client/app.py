@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from eth_account.signers.local import LocalAccount
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp as FlowerClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from flower_chain.rules.record_and_reward import Rule, evidence
 from flower_chain.store import DirectoryStore
 from flower_chain.store.cid import cid_of, cid_to_bytes
 
+CLASSES = "flower-chain.classes"
 Classes = Callable[[Context], Iterable[int]]
 Predict = Callable[[updates.Arrays, NDArray[Any]], NDArray[Any]]
 Record = TypeVar("Record")
@@ -87,12 +88,19 @@ class ClientApp(FlowerClientApp):
     def _introduce(self, message: Message, context: Context) -> Message:
         account = device_account(context)
         hello = Hello(account.address, self._held(context))
+        context.state[CLASSES] = ConfigRecord({"held": list(hello.classes)})
         signature = sign(hello.encode(messages.read_domain(message.content)), account)
         return Message(messages.write_hello(hello, signature), reply_to=message)
 
     def _held(self, context: Context) -> tuple[int, ...]:
         classes = () if self._classes is None else self._classes(context)
         return tuple(sorted({int(label) for label in classes}))
+
+    def _told(self, context: Context) -> tuple[int, ...]:
+        """The classes that the device introduced itself with: its samples are of these."""
+        if CLASSES not in context.state.config_records:
+            return self._held(context)
+        return tuple(cast(list[int], context.state.config_records[CLASSES]["held"]))
 
     def train(
         self, action: str = "default", *, mods: list[Mod] | None = None
@@ -157,7 +165,7 @@ class ClientApp(FlowerClientApp):
             self._data_cost(reply.content),
             digest,
             cid_to_bytes(cid_of(sealed)),
-            self._held(context),
+            self._told(context),
             errors,
         )
         signed = Signed(contribution, sign(contribution.encode(request.domain), account))

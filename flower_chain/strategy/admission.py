@@ -83,21 +83,20 @@ class Admitter:
             _require_metrics(reply.content)
         except FormatError as fault:
             return Admission(hello, Refusal.UNREADABLE, str(fault), reply)
+        if signed.contribution.classes != hello.classes:
+            detail = "its classes are not those that it told before"
+            return Admission(hello, Refusal.UNREADABLE, detail, reply)
         if signed.contribution.device != hello.device:
             detail = f"the contribution is that of {signed.contribution.device}"
             return Admission(hello, Refusal.BAD_SIGNATURE, detail, reply)
         try:
-            update, trained = self._check(hello, signed.contribution, sealed)
+            update, trained = self._check(signed.contribution, sealed)
         except RefusedError as refused:
             return Admission(hello, refused.reason, str(refused), reply, signed)
         return Admission(hello, reply=reply, signed=signed, update=update, trained=trained)
 
-    def _check(
-        self, hello: Hello, contribution: Contribution, sealed: bytes | None
-    ) -> tuple[Arrays, Arrays]:
+    def _check(self, contribution: Contribution, sealed: bytes | None) -> tuple[Arrays, Arrays]:
         """The update, and T_k with it applied; RefusedError if one of them is not in order."""
-        if contribution.classes != hello.classes:
-            raise RefusedError(Refusal.UNREADABLE, "its classes are not those told before")
         update = self._open(contribution, sealed)
         trained = apply(self._received, update)
         try:

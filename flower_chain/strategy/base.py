@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from flower_chain import messages, updates
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.examiner import Examiner
+from flower_chain.keys import address_of
 from flower_chain.ledger.federation import Finding
 from flower_chain.messages import Request, Samples
 from flower_chain.plan import Plan
@@ -156,16 +157,36 @@ class LedgerStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """As the inner strategy does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        """As the inner strategy does, without the replies and metrics that would end the run."""
+        return self.strategy.aggregate_evaluate(server_round, self._comparable(list(replies)))
+
+    def _comparable(self, replies: Sequence[Message]) -> list[Message]:
+        failed = [reply for reply in replies if reply.has_error()]
+        whole = [reply for reply in replies if not reply.has_error() and self._is_whole(reply)]
+        for reply in whole:
+            (metrics,) = reply.content.metric_records.values()
+            reply.content = RecordDict({"metrics": metrics})
+        _keep_common_metrics([reply.content.metric_records["metrics"] for reply in whole])
+        return failed + whole
+
+    def _is_whole(self, reply: Message) -> bool:
+        """Whether an evaluation can be averaged: one MetricRecord with a positive weight."""
+        records = list(reply.content.metric_records.values())
+        weight = records[0].get(self._weight_key) if len(records) == 1 else None
+        if isinstance(weight, (int, float)) and 0 < weight < float("inf"):
+            return True
+        log(WARNING, "Left out an evaluation without one positive %r.", self._weight_key)
+        return False
 
     def _open(self, model: Arrays) -> None:
-        settings = self.settings
+        settings, plan = self.settings, self._plan(Format.of(model))
+        if self._owner.address in map(address_of, plan.reader_keys):
+            raise ConfigError("readers lists the owner's key: the owner can read everything anyway")
         self._run = Run.create(
             settings.path,
             settings.ledger,
             self._owner,
-            self._plan(Format.of(model)),
+            plan,
             model,
             self._examiner.error(model),
             settings.token_address,
@@ -331,11 +352,9 @@ class LedgerStrategy(Strategy):
         assert admission.trained is not None
         sent = admission.reply.content
         (metrics,) = sent.metric_records.values()
-        content = RecordDict({self._arrays_key: _record_of(admission.trained)})
+        content = RecordDict({k: v for k, v in sent.config_records.items() if k != messages.RECORD})
+        content[self._arrays_key] = _record_of(admission.trained)
         content["metrics"] = MetricRecord({**metrics, self._weight_key: 1.0})
-        for key, config in sent.config_records.items():
-            if key != messages.RECORD:
-                content[key] = config
         admission.reply.content = content
         return admission.reply
 

@@ -65,17 +65,6 @@ class TestBothLedgers:
         contract = ledger.deploy(owner, "RecordAndReward", token.address, terms(), MODEL)
         assert contract.call("models", 0) == MODEL
 
-    def test_a_call_changes_nothing(
-        self, ledger: Ledger, owner: LocalAccount, token: Contract
-    ) -> None:
-        contract = ledger.deploy(owner, "RecordAndReward", token.address, terms(), MODEL)
-        nonsense = Contribution(ALICE, 0, 1, b"\1" * 32, b"", (), ())
-        entry = (nonsense.as_tuple(), b"\0" * 32, b"\0" * 32)
-        assert contract.call("submit", [entry]) == ()
-        assert [event.name for event in contract.events()] == ["ModelPublished"]
-        contract.transact(owner, "submit", [entry])
-        assert [event.name for event in contract.events()] == ["ModelPublished", "Rejected"]
-
     def test_a_transaction_changes_the_state(self, owner: LocalAccount, token: Contract) -> None:
         token.transact(owner, "transfer", ALICE, 5)
         assert token.call("balanceOf", ALICE) == 5

@@ -533,7 +533,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         least_ppm=terms.least_ppm,
         rate=terms.rate,
         max_data_cost=terms.max_data_cost,
-        patience_s=60,
+        patience_s=3600,
         aggregation="mean",
         inner="FedAvg",
         learning_rate=1.0,

@@ -18,9 +18,17 @@ from federation import (
     sending,
     signing,
 )
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedMedian
+from flwr.serverapp.strategy import FedAvg, FedMedian
 from local_grid import Node, silent
 from softmax import Device, fresh, predict
 
@@ -718,3 +726,31 @@ def test_a_pool_that_runs_dry_in_the_middle(
     assert [entry.short for entry in outcome.summary.rounds[:3]] == [False, True, True]
     assert "shared pro rata" in caplog.text
     outcome.verify()
+
+
+def test_a_record_of_settings_in_place_of_the_metrics(trio: Federation) -> None:
+    trio.meddle(replaced(metrics=ConfigRecord({"x": 1}), others=MetricRecord({"num-examples": 3})))
+
+    outcome = trio.run()
+
+    assert set(trio.accounts[:2]) <= set(outcome.accepted(0))
+    outcome.verify()
+
+
+ODD_EVALUATIONS = {
+    "none": replaced(metrics=None),
+    "no weight": replaced(metrics=MetricRecord({"accuracy": 0.5})),
+    "a weight of nothing": replaced(metrics=MetricRecord({"num-examples": 0, "accuracy": 0.5})),
+    "other metrics": replaced(metrics=MetricRecord({"num-examples": 3, "loss": 0.5})),
+    "lists": replaced(metrics=MetricRecord({"num-examples": [3], "accuracy": [0.5, 0.5]})),
+}
+
+
+@pytest.mark.parametrize("what", ODD_EVALUATIONS)
+def test_an_odd_evaluation_does_not_end_the_run(trio: Federation, what: str) -> None:
+    trio.meddle(ODD_EVALUATIONS[what], MessageType.EVALUATE)
+
+    outcome = trio.run(FedAvg(min_train_nodes=3, min_evaluate_nodes=3, min_available_nodes=3))
+
+    assert len(outcome.accepted(0)) == 3
+    assert 1 in outcome.result.evaluate_metrics_clientapp
