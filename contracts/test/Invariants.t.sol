@@ -183,7 +183,7 @@ contract Handler is Fixture {
 
     function _submit(Federation.SignedContribution[] memory batch, uint256 by) private {
         VM.recordLogs();
-        bool owner = _act(by);
+        bool owner = _act(by % 9 == 0 ? by : 1);
         try federation.submit(batch) {
             if (!owner || federation.finished()) ++wrongs;
             _book(VM.getRecordedLogs());
@@ -398,7 +398,7 @@ contract InvariantsTest is Fixture {
             counts[4] += handler.advances();
             counts[5] += handler.sweeps();
         }
-        VM.assertGe(counts[0], 7 * 20, "acceptances");
+        VM.assertGe(counts[0], 8 * 20, "acceptances");
         VM.assertGe(counts[1], 8 * 10, "payments");
         VM.assertGe(counts[2], 8, "payments by strangers");
         VM.assertGe(counts[3], 8, "payments from a short pool");
