@@ -17,7 +17,7 @@ from rich.progress import track
 from flower_chain import keys
 from flower_chain.errors import ConfigError, FlowerChainError
 from flower_chain.examiner import Examiner
-from flower_chain.report import devices_table, rounds_table, summarise, to_json
+from flower_chain.report import devices_table, in_tokens, rounds_table, summarise, to_json
 from flower_chain.run import Run
 from flower_chain.verify import Report, verify
 
@@ -50,7 +50,7 @@ def show(run: RunFolder, as_json: AsJson = False) -> None:
             return
         console.print(rounds_table(summary.rounds))
         console.print(devices_table(summary.devices))
-        console.print(f"Left in the pool: {summary.pool / 10**18:,.4f} tokens")
+        console.print(f"Left in the pool: {in_tokens(summary.pool)} tokens")
 
 
 @app.command(name="verify")

@@ -24,6 +24,9 @@ from flower_chain.errors import FormatError
 PPM = 1_000_000
 """One, in parts per million: the scale of every error and quality on the ledger."""
 
+TOKEN_UNITS = 10**18
+"""One token in its smallest unit: the scale of every amount on the ledger."""
+
 UNMEASURED = 2**32 - 1
 """The error of a model that nobody measured."""
 

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from flower_chain.ledger.federation import History, Version
-from flower_chain.records import NOBODY, PPM, UNMEASURED, Refusal
-
-TOKEN_UNITS = 10**18
+from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, UNMEASURED, Refusal
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def rounds_table(rounds: Iterable[Round]) -> Table:
             "-" if entry.accuracy is None else f"{entry.accuracy:.3f}",
             str(len(entry.accepted)),
             _reasons(reason for _, reason in entry.refused),
-            _tokens(entry.paid) + (" (pool short)" if entry.short else ""),
+            in_tokens(entry.paid) + (" (pool short)" if entry.short else ""),
             f"{entry.gas_used:,}",
         )
     return table
@@ -141,8 +139,8 @@ def devices_table(devices: Iterable[Device]) -> Table:
             str(entry.accepted),
             ", ".join(f"{n} {reason}" for reason, n in entry.refused.items()),
             f"{entry.data_points:,}",
-            _tokens(entry.earned),
-            _tokens(entry.balance),
+            in_tokens(entry.earned),
+            in_tokens(entry.balance),
         )
     return table
 
@@ -194,5 +192,6 @@ def _reasons(reasons: Iterable[str]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).items())
 
 
-def _tokens(units: int) -> str:
+def in_tokens(units: int) -> str:
+    """An amount as people read it."""
     return f"{units / TOKEN_UNITS:,.4f}"

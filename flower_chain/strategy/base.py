@@ -21,12 +21,12 @@ from flower_chain.keys import address_of
 from flower_chain.ledger.federation import Finding
 from flower_chain.messages import Request, Samples
 from flower_chain.plan import Plan
-from flower_chain.records import NOBODY, PPM, Hello, Refusal, Task, recover, sign
+from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, recover, sign
 from flower_chain.rules.record_and_reward import is_well_formed
 from flower_chain.run import Run
 from flower_chain.strategy.admission import Admission, Admitter, last_line
 from flower_chain.strategy.one_line import tell_in_one_line
-from flower_chain.strategy.settings import TOKEN_UNITS, Settings
+from flower_chain.strategy.settings import Settings
 from flower_chain.updates import Arrays, Format
 
 

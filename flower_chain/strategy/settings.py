@@ -11,11 +11,11 @@ from eth_utils.address import is_address, to_checksum_address
 
 from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, load, load_or_create
+from flower_chain.records import TOKEN_UNITS
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.run import TOKEN_SUPPLY
 
 PREFIX = "chain."
-TOKEN_UNITS = 10**18
 SCHEMES = ("record-and-reward", "fedavg")
 
 
