@@ -5,13 +5,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from web3 import HTTPProvider, Web3
+from web3.types import RPCEndpoint
 
 from flower_chain.ledger import EmbeddedLedger, JsonRpcLedger, Ledger
 
@@ -34,23 +36,69 @@ def devices() -> list[LocalAccount]:
     return [Account.from_key(number.to_bytes(32, "big")) for number in range(1, 7)]
 
 
+class Anvil:
+    """A real node.
+
+    Parameters
+    ----------
+    options : str
+        As on its command line.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self._port = _free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if it was killed, and wait until it answers."""
+        binary = next((path for path in ANVIL if path.exists()), None)
+        if binary is None:
+            pytest.fail(f"Anvil is not installed ({ANVIL[0]} is missing): run `make test`", False)
+        command = [str(binary), "--port", str(self._port), "--enable-tx-gas-limit", "--silent"]
+        self._process = subprocess.Popen(
+            [*command, *self._options], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        _wait_for(self._process, self.url)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal; .bin/anvil is a script that starts another process."""
+        os.killpg(self._process.pid, number)
+
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it, if it has not ended."""
+        if self._process.poll() is None:
+            self.send_signal(number)
+            self._process.wait()
+
+    def ask(self, method: str, *params: object) -> Any:
+        """What it answers."""
+        answer = HTTPProvider(self.url).make_request(RPCEndpoint(method), params)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+
 @pytest.fixture(scope="session")
 def anvil() -> Iterator[str]:
     """URL of a real node that lives as long as the tests."""
-    binary = next((path for path in ANVIL if path.exists()), None)
-    if binary is None:
-        pytest.fail(f"Anvil is not installed ({ANVIL[0]} is missing): run `make test`", False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(binary), "--port", str(port), "--enable-tx-gas-limit", "--silent"]
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
-        try:
-            _wait_for(process, url)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # .bin/anvil is a script that starts another
+    node = Anvil()
+    yield node.url
+    node.stop()
+
+
+@pytest.fixture
+def start_anvil() -> Iterator[Callable[..., Anvil]]:
+    """Starts nodes with options, which live as long as one test."""
+    started: list[Anvil] = []
+
+    def start(*options: str) -> Anvil:
+        started.append(Anvil(*options))
+        return started[-1]
+
+    yield start
+    for node in started:
+        node.stop()
 
 
 @pytest.fixture(params=["embedded", "jsonrpc"])
@@ -62,6 +110,12 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path, owner: LocalAccount) 
         opened = JsonRpcLedger(request.getfixturevalue("anvil"))
     with opened:
         yield opened
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", url: str) -> None:

@@ -131,7 +131,7 @@ class Ledger(ABC):
         except CallFailed as failed:
             raise Reverted(_explain(compiled.abi, failed.data)) from None
         assert receipt.created is not None
-        return Contract(self, receipt.created, name)
+        return Contract(self, receipt.created, name, receipt.block)
 
     @abstractmethod
     def send(self, account: LocalAccount, to: str | None, data: bytes) -> Receipt:
@@ -145,8 +145,16 @@ class Ledger(ABC):
         """What the contract at `to` answers now, or :class:`CallFailed`."""
 
     @abstractmethod
-    def logs(self, address: str) -> Sequence[LogReceipt]:
-        """All that the contract at `address` has logged, in order."""
+    def estimate(self, sender: str, to: str | None, data: bytes) -> int:
+        """The gas that a transaction of `sender` would use now, or :class:`CallFailed`."""
+
+    @abstractmethod
+    def catch_up(self, sender: str) -> None:
+        """Wait until all that `sender` ever sent is in a block, whoever sent it."""
+
+    @abstractmethod
+    def logs(self, address: str, since: int = 0) -> Sequence[LogReceipt]:
+        """All that the contract at `address` has logged from the block `since` on, in order."""
 
     @abstractmethod
     def receipt(self, transaction: str) -> Receipt:
@@ -182,11 +190,14 @@ class Contract:
         Checksum address.
     name : str
         Its name in Solidity.
+    block : int
+        The one that it was created in, or an earlier one.
     """
 
     ledger: Ledger
     address: str
     name: str
+    block: int = 0
 
     @cached_property
     def _abi(self) -> ABI:
@@ -235,14 +246,32 @@ class Contract:
         except CallFailed as failed:
             raise Reverted(_explain(self._abi, failed.data)) from None
 
-    def events(self, receipt: Receipt | None = None) -> list[Event]:
-        """All that the contract has said, in order; with `receipt`, in that transaction."""
-        logs = self.ledger.logs(self.address) if receipt is None else receipt.logs
-        return [self._event(log) for log in logs if log["address"] == self.address]
+    def estimate(self, sender: str, function: str, *args: Any) -> int:
+        """The gas that `sender` would use to call `function` in a transaction now.
 
-    def _event(self, log: LogReceipt) -> Event:
+        Raises
+        ------
+        Reverted
+            If the contract would refuse it.
+        """
+        try:
+            return self.ledger.estimate(sender, self.address, self.encode(function, *args))
+        except CallFailed as failed:
+            raise Reverted(_explain(self._abi, failed.data)) from None
+
+    def events(self, since: int = 0) -> list[Event]:
+        """All that the contract has said from the block `since` on, in order."""
+        return [
+            self._event(log, self.ledger.receipt(log["transactionHash"].to_0x_hex()))
+            for log in self.ledger.logs(self.address, since)
+        ]
+
+    def events_in(self, receipt: Receipt) -> list[Event]:
+        """What the contract said in one transaction, in order."""
+        return [self._event(log, receipt) for log in receipt.logs if log["address"] == self.address]
+
+    def _event(self, log: LogReceipt, receipt: Receipt) -> Event:
         decoded = self._kinds[bytes(log["topics"][0])].process_log(log)
-        receipt = self.ledger.receipt(log["transactionHash"].to_0x_hex())
         return Event(
             decoded["event"], dict(decoded["args"]), receipt, self.ledger.time_of(receipt.block)
         )

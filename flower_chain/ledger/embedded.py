@@ -11,6 +11,7 @@ import rlp
 from eth.abc import BlockAPI, ComputationAPI, LogAPI, SignedTransactionAPI
 from eth.chains.base import MiningChain
 from eth.exceptions import PyEVMError
+from eth.vm.spoof import SpoofTransaction
 from eth_account.signers.local import LocalAccount
 from eth_keys.exceptions import BadSignature
 from eth_tester.backends.pyevm.main import PyEVMBackend, get_default_genesis_params
@@ -78,6 +79,9 @@ class EmbeddedLedger(Ledger):
             self.close()
             raise
 
+    def __str__(self) -> str:
+        return str(self._path)
+
     def send(self, account: LocalAccount, to: str | None, data: bytes) -> Receipt:
         """Execute a transaction of `account` in a block of its own, and journal it."""
         if self._journal is None:
@@ -112,9 +116,31 @@ class EmbeddedLedger(Ledger):
             raise CallFailed(bytes(computation.output))
         return bytes(computation.output)
 
-    def logs(self, address: str) -> Sequence[LogReceipt]:
-        """All that the contract at `address` has logged, in order."""
-        logs = chain.from_iterable(receipt.logs for receipt in self._receipts.values())
+    def estimate(self, sender: str, to: str | None, data: bytes) -> int:
+        """The gas that a transaction of `sender` would use now."""
+        builder = self._chain.get_vm().get_transaction_builder()
+        unsigned = builder.create_unsigned_transaction(
+            nonce=self._nonce(sender),
+            gas_price=self._chain.header.base_fee_per_gas or 0,
+            gas=GAS_LIMIT,
+            to=Address(b"") if to is None else to_canonical_address(to),
+            value=0,
+            data=data,
+        )
+        transaction: Any = SpoofTransaction(unsigned, from_=to_canonical_address(sender))
+        with self._chain.get_vm(self._chain.header).in_costless_state() as state:
+            computation = state.costless_execute_transaction(transaction)
+        if computation.is_error:
+            raise CallFailed(bytes(computation.output))
+        return GAS_LIMIT - int(computation.get_gas_remaining())
+
+    def catch_up(self, sender: str) -> None:
+        """Nothing is ever under way: a transaction is in a block when :meth:`send` returns."""
+
+    def logs(self, address: str, since: int = 0) -> Sequence[LogReceipt]:
+        """All that the contract at `address` has logged from the block `since` on, in order."""
+        receipts = list(self._receipts.values())[max(since - 1, 0) :]  # one a block, from block 1
+        logs = chain.from_iterable(receipt.logs for receipt in receipts)
         return [log for log in logs if log["address"] == address]
 
     def receipt(self, transaction: str) -> Receipt:
@@ -137,7 +163,7 @@ class EmbeddedLedger(Ledger):
     def _sign(self, account: LocalAccount, to: str | None, data: bytes) -> bytes:
         transaction: dict[str, Any] = {
             "chainId": self.chain_id,
-            "nonce": self._chain.get_vm().state.get_nonce(to_canonical_address(account.address)),
+            "nonce": self._nonce(account.address),
             "gas": GAS_LIMIT,
             "maxFeePerGas": 2 * (self._chain.header.base_fee_per_gas or 0),
             "maxPriorityFeePerGas": 0,
@@ -147,6 +173,9 @@ class EmbeddedLedger(Ledger):
         if to is not None:
             transaction["to"] = to
         return bytes(account.sign_transaction(transaction).raw_transaction)
+
+    def _nonce(self, sender: str) -> int:
+        return int(self._chain.get_vm().state.get_nonce(to_canonical_address(sender)))
 
     def _remember(self, entry: Entry) -> None:
         """Journal a block, or end here: the chain must not get ahead of its journal."""

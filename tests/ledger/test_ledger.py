@@ -148,8 +148,33 @@ class TestBothLedgers:
         token.transact(owner, "transfer", BOB, 2)
         receipt = token.transact(owner, "transfer", ALICE, 1)
         token.transact(owner, "transfer", BOB, 3)
-        (event,) = token.events(receipt)
+        (event,) = token.events_in(receipt)
         assert (event.args["value"], event.receipt) == (1, receipt)
+
+    def test_events_since_a_block_leave_out_what_was_before(
+        self, owner: LocalAccount, token: Contract
+    ) -> None:
+        first, second = (token.transact(owner, "transfer", ALICE, n) for n in (1, 2))
+        assert [e.args["value"] for e in token.events(first.block)] == [1, 2]
+        assert [e.args["value"] for e in token.events(second.block)] == [2]
+        assert token.events(second.block + 1) == []
+
+    def test_an_estimate_is_near_what_is_used(self, owner: LocalAccount, token: Contract) -> None:
+        estimated = token.estimate(owner.address, "transfer", ALICE, 1)
+        used = token.transact(owner, "transfer", ALICE, 1).gas_used
+        assert used == pytest.approx(estimated, rel=0.02)
+        assert token.call("balanceOf", ALICE) == 1
+
+    def test_an_estimate_of_what_would_be_refused_says_why(self, token: Contract) -> None:
+        with pytest.raises(Reverted, match=r"^ERC20InsufficientBalance\("):
+            token.estimate(BOB, "transfer", ALICE, 1)
+
+    def test_nothing_is_under_way_when_a_transaction_is_done(
+        self, ledger: Ledger, owner: LocalAccount, token: Contract
+    ) -> None:
+        token.transact(owner, "transfer", ALICE, 1)
+        ledger.catch_up(owner.address)
+        assert token.call("balanceOf", ALICE) == 1
 
     def test_events_of_contracts_are_not_mixed(
         self, ledger: Ledger, owner: LocalAccount, token: Contract
@@ -165,8 +190,8 @@ class TestBothLedgers:
         contract = ledger.deploy(owner, "RecordAndReward", token.address, terms(), MODEL)
         token.transact(owner, "transfer", contract.address, 9)
         receipt = contract.transact(owner, "finish")
-        assert [event.name for event in contract.events(receipt)] == ["Finished", "PoolEmptied"]
-        (event,) = token.events(receipt)
+        assert [event.name for event in contract.events_in(receipt)] == ["Finished", "PoolEmptied"]
+        (event,) = token.events_in(receipt)
         assert event.args == {"from": contract.address, "to": owner.address, "value": 9}
 
     def test_time_never_goes_backwards(
@@ -222,7 +247,7 @@ class TestJsonRpcLedger:
 
     def test_a_node_that_goes_away_is_told(self, owner: LocalAccount) -> None:
         with answering('{"jsonrpc": "2.0", "id": ID, "result": "0x7a69"}') as url:
-            ledger = JsonRpcLedger(url)
+            ledger = JsonRpcLedger(url, patience=0.1)
         with pytest.raises(NodeError, match=url):
             ledger.send(owner, ALICE, b"")
 
@@ -303,7 +328,7 @@ def live(ledger: Ledger, account: LocalAccount, devices: list[LocalAccount]) -> 
         contract.transact(account, "pay", addresses),
         contract.transact(account, "withdraw", addresses[2]),
     ]
-    assert len(contract.events(receipts[4])) == len(batch)
+    assert len(contract.events_in(receipts[4])) == len(batch)
     assert pack_errors((900_000,)) in bytes(receipts[4].logs[0]["data"])
     return receipts
 
