@@ -6,8 +6,11 @@ BIN := .venv/bin
 RUN := runs/demo
 # npm's wrapper of forge hides its exit status
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
+SLITHER := 0.11.6
+# of the lines and of the branches, in percent
+COVERED := 95
 
-.PHONY: demo test check contracts test-contracts test-python clean
+.PHONY: demo test check slither contracts test-contracts test-python clean
 .DELETE_ON_ERROR:
 
 demo: .venv/done
@@ -18,7 +21,7 @@ demo: .venv/done
 	cd apps/digits && ../../$(BIN)/flower-chain verify ../../$(RUN) \
 	    --owner-key ../../$(RUN)/owner.key --examiner digits.server_app:examiner
 
-test: check test-contracts test-python
+test: check slither test-contracts test-python
 
 check: .venv/done contracts/node_modules/done
 	$(BIN)/ruff format --check .
@@ -29,15 +32,25 @@ check: .venv/done contracts/node_modules/done
 	$(MAKE) contracts
 	git diff --exit-code -- flower_chain/ledger/contracts
 
+# fails on any finding but the pragmas of libraries; looks for forge on the path; its errors about EIP712.sol are its own
+slither: .venv-slither/$(SLITHER) contracts/node_modules/done
+	cd contracts && PATH="$$PWD/$$(dirname $(FORGE)):$$PATH" \
+	    FOUNDRY_OUT=out/slither FOUNDRY_CACHE_PATH=cache/slither ../.venv-slither/bin/slither .
+
 contracts: contracts/node_modules/done
 	cd contracts && $(FORGE) build src && node export.js
 
 test-contracts: contracts/node_modules/done
 	cd contracts && $(FORGE) test && $(FORGE) test --match-contract Gas -vv
+	cd contracts && FOUNDRY_OUT=out/coverage FOUNDRY_CACHE_PATH=cache/coverage $(FORGE) coverage \
+	    --ir-minimum --exclude-tests --no-match-contract 'Gas|Invariants' \
+	    --report lcov --report-file out/coverage.lcov >/dev/null
+	$(PYTHON) .ci/coverage.py $(COVERED) contracts/out/coverage.lcov
 
 test-python: .venv/done contracts/node_modules/done
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "slow or not slow" --durations=10 \
-	    --cov=flower_chain --cov-report=term
+	    --cov=flower_chain --cov-branch --cov-report=lcov:.coverage.lcov
+	$(PYTHON) .ci/coverage.py $(COVERED) .coverage.lcov
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,11 +59,17 @@ test-python: .venv/done contracts/node_modules/done
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# on its own: it wants an older web3
+.venv-slither/$(SLITHER):
+	$(PYTHON) -m venv .venv-slither
+	.venv-slither/bin/pip install --quiet slither-analyzer==$(SLITHER)
+	touch $@
+
 # not `npm ci`: it wants every platform's build, which not every registry has
 contracts/node_modules/done: contracts/package-lock.json
 	cd contracts && npm install --no-save --ignore-scripts --no-audit --no-fund
 	touch $@
 
 clean:
-	rm -rf .venv contracts/node_modules contracts/out contracts/cache runs dist
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-slither contracts/node_modules contracts/out contracts/cache runs dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.lcov

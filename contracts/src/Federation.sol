@@ -61,8 +61,8 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         uint128 due;
     }
 
-    /// @dev What is due and paid for the current version, and since when something is due. The first three share a slot:
-    ///      recording a batch costs one.
+    /// @dev What is due and paid for the current version, since when something is due, and what the pool held when the
+    ///      payments began. The first three share a slot: recording a batch costs one.
     struct Round {
         uint128 due;
         uint64 dueSince;
@@ -145,6 +145,12 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     ///         stands for a node that never told its account.
     event Refused(address indexed device, uint32 indexed version, Refusal reason);
 
+    /// @notice What `device` sent for `version` was paid for, but the owner found it of no use: the next model is without it.
+    event LeftOut(address indexed device, uint32 indexed version, Refusal reason);
+
+    /// @notice `version` takes no more contributions; what was accepted is all that can be paid for.
+    event Closed(uint32 indexed version);
+
     /// @notice `device` was credited `amount` for its contribution to `version`.
     event Paid(address indexed device, uint32 indexed version, uint256 amount);
 
@@ -157,6 +163,12 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @notice Only the owner may do this.
     error NotOwner(address caller);
 
+    /// @notice Only the owner and the enrolled devices may do this.
+    error NotAMember(address caller);
+
+    /// @notice Only the owner relays what others signed.
+    error NotYours(address device);
+
     /// @notice The run is over.
     error AlreadyFinished();
 
@@ -166,10 +178,13 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @notice `device` is enrolled already.
     error AlreadyEnrolled(address device);
 
+    /// @notice `device` was not paid for the current version: its contribution can be refused.
+    error NotPaid(address device);
+
     /// @notice `reason` is decided by the contract, not found by the owner.
     error NotAFinding(Refusal reason);
 
-    /// @notice Payments of `version` have begun.
+    /// @notice Payments of `version` have begun: what was judged stays as it is.
     error PaymentsBegun(uint32 version);
 
     /// @notice Accepted contributions of `version` are not paid yet.
@@ -212,11 +227,13 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         }
     }
 
-    /// @notice Records contributions (papers/1: FederatedLearning and UploadGradient), which the owner relays.
-    function submit(SignedContribution[] calldata batch) external onlyOwner whileRunning {
+    /// @notice Records contributions (papers/1: FederatedLearning and UploadGradient): the owner relays those of all
+    ///         devices, or a device sends its own. Nobody else can have it on record that a device was refused.
+    function submit(SignedContribution[] calldata batch) external whileRunning {
+        if (msg.sender != owner && !devices[msg.sender].enrolled) revert NotAMember(msg.sender);
         uint32 current = version;
         bool closed = round.closed;
-        uint128 due;
+        uint128 due = 0;
         for (uint256 i; i < batch.length; ++i) {
             due += _record(batch[i], current, closed);
         }
@@ -225,27 +242,44 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         round.due += due;
     }
 
-    /// @notice The owner refuses what it found wrong off chain, or records that a device failed to answer. The device
-    ///         can't contribute to the current version any more.
+    /// @notice Ends the submissions of the current version: from here on its owner knows all that it has to judge.
+    function close() external onlyOwner whileRunning {
+        _close();
+    }
+
+    /// @notice The owner refuses what it found wrong off chain, or records that a device failed to answer. An
+    ///         enrolled one can't contribute to the current version any more. What was judged stays once payments began.
     /// @param device Whose contribution to the current version; the zero address for a node without a known account.
     /// @param reason One after `Worthless`.
     function refuse(address device, Refusal reason) external onlyOwner whileRunning {
         if (reason <= Refusal.Worthless) revert NotAFinding(reason);
-        if (round.closed) revert PaymentsBegun(version);
+        if (round.paid != 0 && devices[device].nextVersion > version) revert PaymentsBegun(version);
         round.due -= _takeDue(device);
         if (devices[device].enrolled) devices[device].nextVersion = version + 1;
         emit Refused(device, version, reason);
     }
 
+    /// @notice The owner says that it can't use what `device` was paid for, because somebody had it paid before the owner
+    ///         could look at it. The device keeps the money; the next model is without its update.
+    /// @param device Whose contribution to the current version.
+    /// @param reason One after `Worthless`.
+    function leaveOut(address device, Refusal reason) external onlyOwner whileRunning {
+        if (reason <= Refusal.Worthless) revert NotAFinding(reason);
+        Device storage state = devices[device];
+        if (round.paid == 0 || state.due != 0 || state.nextVersion <= version) revert NotPaid(device);
+        emit LeftOut(device, version, reason);
+    }
+
     /// @notice Credits what is due for accepted contributions (papers/1: Payment), and passes over accounts to which
-    ///         nothing is. The first call for a version closes it. Only the owner may call it, or anyone `patience`
-    ///         seconds after the first contribution was accepted.
+    ///         nothing is. Closes the version, and with the first payment fixes what it is paid from. Only the owner may
+    ///         call it, or anyone `patience` seconds after the first contribution was accepted.
     function pay(address[] calldata accounts) external nonReentrant {
         if (msg.sender != owner && !_overdue()) revert NotOwner(msg.sender);
-        if (!round.closed) _close();
+        _close();
+        bool first = round.paid == 0;
         uint256 due = round.due;
-        uint256 funds = round.pool;
-        uint128 paid;
+        uint256 funds = first ? pool() : round.pool;
+        uint128 paid = 0;
         for (uint256 i; i < accounts.length; ++i) {
             uint128 share = _takeDue(accounts[i]);
             if (share == 0) continue;
@@ -254,7 +288,11 @@ abstract contract Federation is Treasury, EIP712, Multicall {
             emit Paid(accounts[i], version, amount);
             _credit(accounts[i], amount);
         }
+        if (paid == 0) return;
         round.paid += paid;
+        if (!first) return;
+        round.pool = funds;
+        if (due > funds) emit PoolShort(version, due, funds);
     }
 
     /// @notice Ends the current version and publishes the next model; the same again if nothing was accepted.
@@ -308,6 +346,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
 
     function _record(SignedContribution calldata item, uint32 current, bool closed) private returns (uint128 due) {
         Contribution calldata c = item.contribution;
+        if (msg.sender != owner && msg.sender != c.device) revert NotYours(c.device);
         Refusal reason = _check(item, current, closed);
         if (reason == Refusal.None) {
             (reason, due) = _judge(c);
@@ -325,6 +364,8 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @dev The checks that come before any scheme: signature, role, version, once per device and version.
     function _check(SignedContribution calldata item, uint32 current, bool closed) private view returns (Refusal) {
         Contribution calldata c = item.contribution;
+        // What is left out is the fault's detail.
+        // slither-disable-next-line unused-return
         (address signer, ECDSA.RecoverError fault,) = ECDSA.tryRecover(_hash(c), item.r, item.vs);
         if (fault != ECDSA.RecoverError.NoError || signer != c.device) return Refusal.BadSignature;
         Device storage device = devices[signer];
@@ -338,16 +379,17 @@ abstract contract Federation is Treasury, EIP712, Multicall {
 
     /// @dev True if the owner left accepted contributions unpaid for too long.
     function _overdue() private view returns (bool) {
+        if (round.due == round.paid) return false;
         // A validator shifts the time by seconds, the patience is hours or days.
-        // forge-lint: disable-next-line(block-timestamp)
-        return round.due > round.paid && block.timestamp >= uint256(round.dueSince) + patience;
+        // slither-disable-next-line timestamp
+        return block.timestamp >= uint256(round.dueSince) + patience; // forge-lint: disable-line(block-timestamp)
     }
 
-    /// @dev Fixes what the version is paid from, and ends its submissions.
+    /// @dev Ends the submissions of the current version, if that has not happened yet.
     function _close() private {
+        if (round.closed) return;
         round.closed = true;
-        round.pool = pool();
-        if (round.due > round.pool) emit PoolShort(version, round.due, round.pool);
+        emit Closed(version);
     }
 
     /// @dev What is due to `device` for the current version, which is then no longer due.

@@ -122,7 +122,7 @@ contract RecordAndReward is Federation {
     ///      that of sum((2 i - (n - 1)) e_i): the denominator is positive, and doubling keeps the mean of i an integer.
     function _falls(bytes calldata errors) private pure returns (bool) {
         unchecked {
-            int256 slope;
+            int256 slope = 0;
             // At most MAX_ERRORS, each below 2^32.
             // forge-lint: disable-next-line(unsafe-typecast)
             int256 weight = 1 - int256(errors.length / 4);
@@ -163,6 +163,8 @@ contract RecordAndReward is Federation {
 
     /// @dev The error whose four bytes begin at `offset`, which the caller knows to lie within `errors`.
     function _errorAt(bytes calldata errors, uint256 offset) private pure returns (uint256 value) {
+        // Solidity has no cheaper way to read a word of calldata at any offset.
+        // slither-disable-next-line assembly
         assembly ("memory-safe") {
             value := shr(224, calldataload(add(errors.offset, offset)))
         }

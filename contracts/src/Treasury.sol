@@ -55,6 +55,8 @@ abstract contract Treasury is ReentrancyGuardTransient {
     /// @dev Moves `amount` from the pool to the credits of `account`. The caller has checked it against the pool.
     function _credit(address account, uint256 amount) internal {
         credits[account] += amount;
+        // `pay` credits many: all but the first find this slot warm, which costs little.
+        // slither-disable-next-line costly-loop
         totalCredits += amount;
         emit Credited(account, amount);
     }

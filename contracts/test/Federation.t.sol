@@ -127,11 +127,42 @@ contract FederationTest is Fixture {
         VM.assertEq(due, 500);
     }
 
-    function test_OnlyTheOwnerRelays() public {
+    function test_DeviceSendsItsOwn() public {
         Federation.SignedContribution memory item = _asked(ALICE_KEY, 500);
+        _expectAccepted(federation, item, 500);
         VM.prank(ALICE);
-        VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
         federation.submit(_one(item));
+        VM.assertEq(_due(federation, ALICE), 500);
+        _assertRejected(item, Refusal.SecondContribution);
+    }
+
+    function test_DeviceRelaysNobody() public {
+        Federation.SignedContribution[] memory batch = new Federation.SignedContribution[](2);
+        (batch[0], batch[1]) = (_asked(ALICE_KEY, 500), _asked(BOB_KEY, 70));
+        VM.prank(ALICE);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotYours.selector, BOB));
+        federation.submit(batch);
+        VM.assertEq(_due(federation, ALICE), 0);
+    }
+
+    function test_StrangerSubmitsNothing() public {
+        Federation.SignedContribution[] memory batch = _one(_asked(CAROL_KEY, 500));
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotAMember.selector, CAROL));
+        VM.prank(CAROL);
+        federation.submit(batch);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotAMember.selector, CAROL));
+        VM.prank(CAROL);
+        federation.submit(new Federation.SignedContribution[](0));
+    }
+
+    /// @dev The owner finds out by the signature, as with any other.
+    function test_DeviceCannotForgeItsOwn() public {
+        Federation.SignedContribution memory item = _asked(ALICE_KEY, 500);
+        item.contribution.dataCost += 1;
+        _expectRejected(federation, item, Refusal.BadSignature);
+        VM.prank(ALICE);
+        federation.submit(_one(item));
+        VM.assertEq(_due(federation, ALICE), 0);
     }
 
     function test_AcceptsAnEmptyBatch() public {
@@ -341,6 +372,89 @@ contract FederationTest is Fixture {
         VM.assertEq(_due(federation, BOB), 500);
     }
 
+    // The close.
+
+    function test_OwnerCloses() public {
+        _submit(ALICE_KEY, 500);
+        VM.expectEmit(address(federation));
+        emit Federation.Closed(0);
+        federation.close();
+        (uint128 due,, bool closed, uint128 paid, uint256 pool) = federation.round();
+        VM.assertEq(due, 500);
+        VM.assertTrue(closed);
+        VM.assertEq(paid, 0);
+        VM.assertEq(pool, 0);
+    }
+
+    function test_OnlyOwnerCloses() public {
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
+        VM.prank(ALICE);
+        federation.close();
+    }
+
+    function test_ClosesOnlyOnce() public {
+        federation.close();
+        VM.recordLogs();
+        federation.close();
+        VM.assertEq(VM.getRecordedLogs().length, 0);
+    }
+
+    function test_CloseEndsTheSubmissions() public {
+        federation.close();
+        Federation.SignedContribution memory item = _asked(ALICE_KEY, 500);
+        _assertRejected(item, Refusal.VersionClosed);
+        _expectRejected(federation, item, Refusal.VersionClosed);
+        VM.prank(ALICE);
+        federation.submit(_one(item));
+    }
+
+    function test_CloseIsNotInheritedByTheNextVersion() public {
+        federation.close();
+        _advance();
+        _submit(ALICE_KEY, 70);
+        VM.assertEq(_due(federation, ALICE), 70);
+    }
+
+    function test_RefusesAfterTheClose() public {
+        _submit(ALICE_KEY, 500);
+        _submit(BOB_KEY, 70);
+        federation.close();
+        federation.refuse(ALICE, Refusal.NotStored);
+        _assertPays(_two(ALICE, BOB), 1);
+        VM.assertEq(federation.credits(ALICE), 0);
+        VM.assertEq(federation.credits(BOB), 70);
+    }
+
+    function test_CloseDoesNotPushTheDeadline() public {
+        _submit(ALICE_KEY, 500);
+        VM.warp(block.timestamp + PATIENCE);
+        federation.close();
+        VM.prank(STRANGER);
+        federation.pay(_one(ALICE));
+        VM.assertEq(federation.credits(ALICE), 500);
+    }
+
+    function test_FinishStopsTheClose() public {
+        federation.finish();
+        VM.expectRevert(Federation.AlreadyFinished.selector);
+        federation.close();
+    }
+
+    /// @dev Every device can put off the end of the run once, until the owner closes the last version.
+    function test_CloseLetsTheRunFinish() public {
+        Federation.SignedContribution[] memory batch = _one(_asked(ALICE_KEY, 500));
+        VM.prank(ALICE);
+        federation.submit(batch);
+        VM.expectRevert(abi.encodeWithSelector(Federation.VersionOpen.selector, 0));
+        federation.finish();
+
+        federation.close();
+        federation.refuse(ALICE, Refusal.NotStored);
+        _assertRejected(_asked(BOB_KEY, 70), Refusal.VersionClosed);
+        federation.finish();
+        VM.assertTrue(federation.finished());
+    }
+
     // Refused by the owner.
 
     function test_RefuseTakesBackWhatWasDue() public {
@@ -449,6 +563,78 @@ contract FederationTest is Fixture {
         federation.refuse(ALICE, Refusal.NotStored);
     }
 
+    /// @dev Otherwise the record would say of one contribution that it was paid and refused.
+    function test_RefusesToRefuseThePaid() public {
+        _submit(ALICE_KEY, 500);
+        federation.pay(_one(ALICE));
+        VM.expectRevert(abi.encodeWithSelector(Federation.PaymentsBegun.selector, 0));
+        federation.refuse(ALICE, Refusal.NotStored);
+    }
+
+    function test_LeavesOutThePaid() public {
+        _submit(ALICE_KEY, 500);
+        federation.pay(_one(ALICE));
+        VM.expectEmit(address(federation));
+        emit Federation.LeftOut(ALICE, 0, Refusal.NotStored);
+        federation.leaveOut(ALICE, Refusal.NotStored);
+        VM.assertEq(federation.credits(ALICE), 500);
+        _advance();
+    }
+
+    function test_LeavesOutNobodyWhoIsNotPaid() public {
+        _submit(ALICE_KEY, 500);
+        _submit(BOB_KEY, 70);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotPaid.selector, ALICE));
+        federation.leaveOut(ALICE, Refusal.NotStored);
+        federation.pay(_one(BOB));
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotPaid.selector, ALICE));
+        federation.leaveOut(ALICE, Refusal.NotStored);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotPaid.selector, STRANGER));
+        federation.leaveOut(STRANGER, Refusal.NotStored);
+    }
+
+    function test_LeavesOutForItsOwnReasonsOnly() public {
+        _submit(ALICE_KEY, 500);
+        federation.pay(_one(ALICE));
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotAFinding.selector, Refusal.Worthless));
+        federation.leaveOut(ALICE, Refusal.Worthless);
+        VM.prank(ALICE);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
+        federation.leaveOut(ALICE, Refusal.NotStored);
+    }
+
+    function test_RecordsSilenceOncePaymentsBegan() public {
+        _submit(ALICE_KEY, 500);
+        federation.pay(_one(ALICE));
+        VM.expectEmit(address(federation));
+        emit Federation.Refused(BOB, 0, Refusal.NoAnswer);
+        federation.refuse(BOB, Refusal.NoAnswer);
+        federation.refuse(address(0), Refusal.DeviceError);
+        _advance();
+        VM.assertEq(federation.version(), 1);
+    }
+
+    /// @dev Even if nothing could be credited: the shares are settled.
+    function test_RefusesToRefuseOnceAnEmptyPoolPaid() public {
+        federation = new PayAsAsked(token, PLAN, PATIENCE, _model("model 0"));
+        federation.enrol(_two(ALICE, BOB));
+        _submit(ALICE_KEY, 500);
+        _submit(BOB_KEY, 70);
+        federation.pay(_one(BOB));
+        VM.expectRevert(abi.encodeWithSelector(Federation.PaymentsBegun.selector, 0));
+        federation.refuse(ALICE, Refusal.NotStored);
+    }
+
+    function test_RefusesUntilSomebodyIsPaid() public {
+        _submit(ALICE_KEY, 500);
+        _submit(BOB_KEY, 70);
+        _assertPays(_one(STRANGER), 0);
+        federation.refuse(ALICE, Refusal.NotStored);
+        _assertPays(_two(ALICE, BOB), 1);
+        VM.assertEq(federation.credits(ALICE), 0);
+        VM.assertEq(federation.credits(BOB), 70);
+    }
+
     // Payments.
 
     function test_PaysExactlyWhatIsDue() public {
@@ -540,7 +726,9 @@ contract FederationTest is Fixture {
         VM.assertEq(federation.version(), 1);
     }
 
-    function test_OwnerClosesAVersionWithoutDues() public {
+    function test_PayClosesAVersionWithoutDues() public {
+        VM.expectEmit(address(federation));
+        emit Federation.Closed(0);
         federation.pay(new address[](0));
         _assertRejected(_asked(ALICE_KEY, 500), Refusal.VersionClosed);
     }
@@ -566,7 +754,57 @@ contract FederationTest is Fixture {
         VM.assertEq(federation.credits(BOB), 25e4);
     }
 
-    function test_FundsThatComeAfterTheCloseAreForTheNextVersion() public {
+    /// @dev A call that pays nobody settles nothing: neither what the pool holds nor what is due.
+    function test_FirstPaymentFixesThePool() public {
+        _submit(ALICE_KEY, 3e6);
+        _submit(BOB_KEY, 1e6);
+        VM.recordLogs();
+        federation.pay(_one(STRANGER));
+        _assertNot(Federation.PoolShort.selector, VM.getRecordedLogs());
+        (,,,, uint256 pool) = federation.round();
+        VM.assertEq(pool, 0);
+
+        require(token.transfer(address(federation), 1e6));
+        federation.pay(_one(ALICE));
+        (,,,, pool) = federation.round();
+        VM.assertEq(pool, FUNDS + 1e6);
+        VM.assertEq(federation.credits(ALICE), 15e5);
+    }
+
+    function test_ShortPoolIsToldOnce() public {
+        _submit(ALICE_KEY, 3e6);
+        _submit(BOB_KEY, 1e6);
+        federation.pay(_one(ALICE));
+        VM.recordLogs();
+        federation.pay(_one(BOB));
+        _assertNot(Federation.PoolShort.selector, VM.getRecordedLogs());
+    }
+
+    /// @dev Shares are of what is due when the payments begin, whatever was refused before.
+    function testFuzz_RefusalsLeaveMoreForTheOthers(uint96 a, uint96 b, uint96 c, uint256 funds, bool paused) public {
+        VM.assume(a != 0 && b != 0 && c != 0);
+        funds = _bound(funds, 0, uint256(a) + c + 2);
+        federation = new PayAsAsked(token, PLAN, PATIENCE, _model("model 0"));
+        require(token.transfer(address(federation), funds));
+        federation.enrol(_two(ALICE, BOB));
+        federation.enrol(_one(CAROL));
+        _submit(ALICE_KEY, a);
+        _submit(BOB_KEY, b);
+        _submit(CAROL_KEY, c);
+        if (paused) federation.pay(_one(STRANGER));
+        federation.refuse(BOB, Refusal.NotStored);
+        federation.pay(_two(ALICE, BOB));
+        federation.pay(_one(CAROL));
+
+        uint256 due = uint256(a) + c;
+        VM.assertEq(federation.credits(ALICE), due > funds ? Math.mulDiv(a, funds, due) : a);
+        VM.assertEq(federation.credits(BOB), 0);
+        VM.assertEq(federation.credits(CAROL), due > funds ? Math.mulDiv(c, funds, due) : c);
+        VM.assertLe(federation.totalCredits(), funds);
+        _advance();
+    }
+
+    function test_FundsThatComeAfterTheFirstPaymentAreForTheNextVersion() public {
         _submit(ALICE_KEY, 3e6);
         _submit(BOB_KEY, 1e6);
         federation.pay(_one(ALICE));
@@ -582,9 +820,10 @@ contract FederationTest is Fixture {
         VM.recordLogs();
         federation.pay(_one(ALICE));
         Vm.Log[] memory logs = VM.getRecordedLogs();
-        VM.assertEq(logs.length, 2);
-        VM.assertEq(logs[0].topics[0], Federation.Paid.selector);
-        VM.assertEq(logs[1].topics[0], Treasury.Credited.selector);
+        VM.assertEq(logs.length, 3);
+        VM.assertEq(logs[0].topics[0], Federation.Closed.selector);
+        VM.assertEq(logs[1].topics[0], Federation.Paid.selector);
+        VM.assertEq(logs[2].topics[0], Treasury.Credited.selector);
         VM.assertEq(federation.pool(), 0);
     }
 
@@ -792,6 +1031,33 @@ contract FederationTest is Fixture {
         VM.assertEq(federation.version(), 1);
     }
 
+    /// @dev What a stranger pays can't be refused any more, but keeps the owner from nothing else.
+    function test_StrangersPaymentLetsTheRunGoOn() public {
+        _submit(ALICE_KEY, 500);
+        _submit(BOB_KEY, 70);
+        VM.warp(block.timestamp + PATIENCE);
+        VM.prank(STRANGER);
+        federation.pay(_one(ALICE));
+        VM.expectRevert(abi.encodeWithSelector(Federation.PaymentsBegun.selector, 0));
+        federation.refuse(BOB, Refusal.NotStored);
+        federation.close();
+        federation.pay(_one(BOB));
+        _advance();
+        federation.finish();
+        VM.assertTrue(federation.finished());
+    }
+
+    /// @dev Only a payment ends the owner's say.
+    function test_StrangersCloseLetsTheOwnerRefuse() public {
+        _submit(ALICE_KEY, 500);
+        VM.warp(block.timestamp + PATIENCE);
+        VM.prank(STRANGER);
+        federation.pay(new address[](0));
+        federation.refuse(ALICE, Refusal.NotStored);
+        _advance();
+        VM.assertEq(federation.version(), 1);
+    }
+
     function test_EndlessPatienceNeverRunsOut() public {
         federation = new PayAsAsked(token, PLAN, type(uint64).max, _model("model 0"));
         federation.enrol(_one(ALICE));
@@ -979,11 +1245,12 @@ contract FederationTest is Fixture {
 
     function test_MulticallSettlesARound() public {
         _submit(ALICE_KEY, 500);
-        bytes[] memory calls = new bytes[](4);
+        bytes[] memory calls = new bytes[](5);
         calls[0] = abi.encodeCall(Federation.submit, _one(_asked(BOB_KEY, 70)));
-        calls[1] = abi.encodeCall(Federation.refuse, (ALICE, Refusal.NotFinite));
-        calls[2] = abi.encodeCall(Federation.pay, _one(BOB));
-        calls[3] = abi.encodeCall(Federation.advance, (SEED, _model("model 1")));
+        calls[1] = abi.encodeCall(Federation.close, ());
+        calls[2] = abi.encodeCall(Federation.refuse, (ALICE, Refusal.NotFinite));
+        calls[3] = abi.encodeCall(Federation.pay, _one(BOB));
+        calls[4] = abi.encodeCall(Federation.advance, (SEED, _model("model 1")));
         federation.multicall(calls);
         VM.assertEq(federation.credits(ALICE), 0);
         VM.assertEq(federation.credits(BOB), 70);
