@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, whenever the process or the machine dies."""
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
+from typing import IO
 
 
 def replace(target: Path, data: bytes) -> None:
@@ -24,6 +26,23 @@ def replace(target: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def open_locked(path: Path) -> IO[bytes]:
+    """Open a file that only one process may have open like this, made if it is not there.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has.
+    """
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def sync_directory(directory: Path) -> None:

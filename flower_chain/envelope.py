@@ -7,7 +7,7 @@ from eth_account.signers.local import LocalAccount
 from flower_chain.errors import Damaged, FormatError, NotStored, SealError, StoreError
 from flower_chain.records import Contribution, Domain, Refusal
 from flower_chain.store import Store
-from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
+from flower_chain.store.cid import cid_from_bytes
 from flower_chain.store.seal import seal, sealed_bytes, unseal
 from flower_chain.updates import Arrays, Format, check_finite, digest, pack, unpack
 
@@ -92,10 +92,10 @@ def keep(
     if len(sealed) > limit:
         detail = f"{len(sealed)} bytes, but a sealed update has {limit}"
         raise RefusedError(Refusal.OVERSIZE, detail)
-    cid = cid_of(sealed)
-    if cid_to_bytes(cid) != contribution.cid:
-        raise RefusedError(Refusal.WRONG_CID, f"the bytes have {cid}")
-    store.put(sealed)
+    try:
+        store.put(sealed, cid_from_bytes(contribution.cid))
+    except (Damaged, FormatError) as fault:
+        raise RefusedError(Refusal.WRONG_CID, str(fault)) from fault
 
 
 def fetch(store: Store, contribution: Contribution, model: Format, n_readers: int = 1) -> bytes:
@@ -108,6 +108,14 @@ def fetch(store: Store, contribution: Contribution, model: Format, n_readers: in
         raise RefusedError(Refusal.WRONG_CID, str(fault)) from fault
     except StoreError as fault:
         raise RefusedError(Refusal.OVERSIZE, str(fault)) from fault
+
+
+def is_kept(store: Store, contribution: Contribution) -> bool:
+    """Whether the store holds something under the contribution's CID."""
+    try:
+        return cid_from_bytes(contribution.cid) in store
+    except FormatError:
+        return False
 
 
 def _largest(model: Format, n_readers: int) -> int:

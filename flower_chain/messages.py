@@ -5,17 +5,21 @@ owner's validation samples, one under :data:`SEALED` the sealed update. The upda
 leaves a device in the clear.
 """
 
+import math
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
 from eth_utils.address import is_checksum_address
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.constant import SType
 
 from flower_chain.errors import FormatError
 from flower_chain.plan import Plan
 from flower_chain.records import Contribution, Domain, Hello, Signed, Task, from_bits, to_bits
 from flower_chain.rules.record_and_reward import MAX_ERRORS
+from flower_chain.updates import Arrays
 
 RECORD = "flower-chain"
 SAMPLES = "flower-chain.samples"
@@ -59,6 +63,11 @@ class Request:
     signature: bytes
     domain: Domain
     plan: Plan
+
+
+def views(record: ArrayRecord) -> Arrays:
+    """The arrays of a record: what ``numpy()`` gives for each, but not copied and read-only."""
+    return {key: _view(array) for key, array in record.items()}
 
 
 def write_domain(domain: Domain) -> ConfigRecord:
@@ -160,6 +169,17 @@ def read_contribution(content: RecordDict) -> tuple[Signed, bytes | None]:
     if list(arrays) != ["bytes"]:
         raise FormatError(f"the ArrayRecord {SEALED!r} holds {list(arrays)}: it must hold 'bytes'")
     return signed, arrays["bytes"].data
+
+
+def _view(array: Array) -> NDArray:
+    file = BytesIO(array.data)
+    if array.stype != SType.NUMPY or np.lib.format.read_magic(file) != (1, 0):
+        return array.numpy()
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        return array.numpy()
+    flat = np.frombuffer(array.data, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _record(content: RecordDict) -> ConfigRecord:

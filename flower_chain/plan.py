@@ -130,6 +130,12 @@ class Plan:
         except (ValueError, TypeError, KeyError, AttributeError) as fault:
             raise FormatError(f"not a plan: {fault}") from fault
 
+    def differences(self, other: Self) -> list[tuple[str, object, object]]:
+        """The terms in which two plans differ, but for the name of the run: name, here, there."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        found = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in ("run", "model")]
+        return self.model.differences(other.model) + found
+
     @property
     def reader_keys(self) -> list[bytes]:
         """Public keys of the readers, each as it is given."""

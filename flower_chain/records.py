@@ -104,9 +104,10 @@ def pack_errors(errors: Sequence[int]) -> bytes:
     return struct.pack(f">{len(errors)}I", *errors)
 
 
-def unpack_errors(packed: bytes) -> tuple[int, ...]:
-    """The inverse of :func:`pack_errors`; bytes left over at the end are dropped."""
-    return struct.unpack_from(f">{len(packed) // 4}I", packed)
+def unpack_errors(packed: bytes) -> tuple[tuple[int, ...], bytes]:
+    """The inverse of :func:`pack_errors`, and the bytes that are left over."""
+    errors = struct.unpack_from(f">{len(packed) // 4}I", packed)
+    return errors, packed[4 * len(errors) :]
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,9 @@ class Contribution:
         C_D: the classes that the device holds data of, ascending; empty if it did not tell.
     errors : tuple of int
         Validation errors before the training and after each epoch, in parts per million.
+    rest : bytes
+        What is left after the last whole error: at most three bytes, and none unless somebody
+        else's software made the contribution. The contract refuses it.
     """
 
     device: str
@@ -245,6 +249,7 @@ class Contribution:
     cid: bytes
     classes: tuple[int, ...]
     errors: tuple[int, ...]
+    rest: bytes = b""
 
     def encode(self, domain: Domain) -> SignableMessage:
         """The EIP-712 message that the device signs."""
@@ -278,7 +283,7 @@ class Contribution:
             self.digest,
             self.cid,
             to_bits(self.classes),
-            pack_errors(self.errors),
+            pack_errors(self.errors) + self.rest,
         )
 
 

@@ -1,6 +1,6 @@
 """What happened in a run, from its ledger, as tables and as JSON."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -92,7 +92,10 @@ def summarise(history: History, contract: str, pool: int) -> Summary:
     """
     rounds = [_round(version) for version in history.versions]
     accounts = sorted({*history.enrolled, *(d for r in rounds for d, _ in r.refused)})
-    devices = [_device(account, history) for account in accounts]
+    accepted, refused = _accepted_points(history), _refusals(history)
+    devices = [
+        _device(account, history, accepted[account], refused[account]) for account in accounts
+    ]
     return Summary(contract, pool, rounds, devices)
 
 
@@ -150,7 +153,7 @@ def _round(version: Version) -> Round:
     return Round(
         version.number,
         None if error == UNMEASURED else 1 - error / PPM,
-        [verdict.signed.contribution.device for verdict in version.accepted],
+        [verdict.device for verdict in version.accepted],
         [(device, str(reason)) for device, reason in _refused(version)],
         sum(payment.amount for payment in version.payments),
         version.pool_when_short is not None,
@@ -159,25 +162,31 @@ def _round(version: Version) -> Round:
     )
 
 
-def _device(account: str, history: History) -> Device:
-    mine = [
-        verdict.signed.contribution
-        for version in history.versions
-        for verdict in version.accepted
-        if verdict.signed.contribution.device == account
-    ]
-    refused = [
-        str(reason)
-        for version in history.versions
-        for device, reason in _refused(version)
-        if device == account
-    ]
+def _accepted_points(history: History) -> dict[str, list[int]]:
+    """The data points of each accepted update, by account."""
+    points: dict[str, list[int]] = defaultdict(list)
+    for version in history.versions:
+        for verdict in version.accepted:
+            points[verdict.device].append(verdict.signed.contribution.data_cost)
+    return points
+
+
+def _refusals(history: History) -> dict[str, list[str]]:
+    """The reason of each refusal, by account."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for version in history.versions:
+        for device, reason in _refused(version):
+            reasons[device].append(str(reason))
+    return reasons
+
+
+def _device(account: str, history: History, accepted: list[int], refused: list[str]) -> Device:
     earned = history.credited.get(account, 0)
     return Device(
         account,
-        len(mine),
+        len(accepted),
         dict(Counter(refused)),
-        sum(contribution.data_cost for contribution in mine),
+        sum(accepted),
         earned,
         earned - history.withdrawn.get(account, 0),
     )
@@ -185,7 +194,8 @@ def _device(account: str, history: History) -> Device:
 
 def _refused(version: Version) -> list[tuple[str, Refusal]]:
     by_contract = [(v.signed.contribution.device, v.reason) for v in version.verdicts if v.reason]
-    return by_contract + [(finding.device, finding.reason) for finding in version.findings]
+    found = version.findings + version.left_out
+    return by_contract + [(finding.device, finding.reason) for finding in found]
 
 
 def _reasons(reasons: Iterable[str]) -> str:

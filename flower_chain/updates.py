@@ -63,6 +63,7 @@ _MEMBER = re.compile(
 )
 _MAX_HEADER_BYTES = 2**20
 _MAX_DIMENSIONS = 32
+_BLOCK_ITEMS = 2**16
 _INT64 = np.iinfo(np.int64)
 _to_int = np.frompyfunc(int, 1, 1)
 
@@ -103,6 +104,9 @@ class ArraySpec:
     def numpy_dtype(self) -> np.dtype[Any]:
         """The item type, little-endian."""
         return _DTYPES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +175,12 @@ class Format:
         if found.to_json() != text:
             raise FormatError(f"not a canonical header: {_shortened(text)}")
         return found
+
+    def differences(self, other: "Format") -> list[tuple[str, object, object]]:
+        """The arrays in which two formats differ: name, here, there."""
+        here, there = ({spec.key: spec for spec in f.specs} for f in (self, other))
+        keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+        return [(f"model: {key!r}", here.get(key), there.get(key)) for key in keys]
 
     def to_json(self) -> str:
         """The header of the packed arrays, without the spaces that fill it up."""
@@ -241,8 +251,22 @@ def pack(arrays: Arrays) -> bytes:
         If an item type or a key can't be packed, or the header is longer than 1 MiB.
     """
     layout = Format.of(arrays)
-    data = [_canonical(arrays[spec.key], spec.numpy_dtype).data for spec in layout.specs]
-    return b"".join([layout.preamble, *data])
+    return b"".join([layout.preamble, *_data(layout, arrays)])
+
+
+def digest_of(arrays: Arrays) -> bytes:
+    """SHA-256 of what :func:`pack` makes of `arrays`, without making it.
+
+    Raises
+    ------
+    FormatError
+        As :func:`pack`.
+    """
+    layout = Format.of(arrays)
+    hashed = hashlib.sha256(layout.preamble)
+    for part in _data(layout, arrays):
+        hashed.update(part)
+    return hashed.digest()
 
 
 def unpack(data: bytes) -> dict[str, NDArray[Any]]:
@@ -349,7 +373,7 @@ def mean(received: Arrays, updates: Sequence[Arrays], eta: float) -> dict[str, N
     for update in updates:
         layout.check(update)
     return {
-        key: _moved(base, _scaled_mean([update[key] for update in updates], eta))
+        key: _moved_by_mean(base, [update[key] for update in updates], eta)
         for key, base in received.items()
     }
 
@@ -417,6 +441,12 @@ def _layout_of(data: bytes) -> Format:
     return layout
 
 
+def _data(layout: Format, arrays: Arrays) -> Iterator[memoryview]:
+    """The bytes of the arrays, in order; not copied where they are canonical already."""
+    for spec in layout.specs:
+        yield _canonical(arrays[spec.key], spec.numpy_dtype).reshape(-1).view(np.uint8).data
+
+
 def _canonical(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype.kind == "b":
         # numpy takes any byte but 0 for True, and keeps it.
@@ -442,6 +472,16 @@ def _subtracted(key: str, trained: NDArray[Any], base: NDArray[Any]) -> NDArray[
     return delta.astype(np.int64)
 
 
+def _moved_by_mean(base: NDArray[Any], updates: Sequence[NDArray[Any]], eta: float) -> NDArray[Any]:
+    """Block by block, so that what is computed in float64 stays in the processor's cache."""
+    moved = np.empty(base.shape, base.dtype)
+    target, source, rows = moved.reshape(-1), base.reshape(-1), [u.reshape(-1) for u in updates]
+    for start in range(0, base.size, _BLOCK_ITEMS):
+        block = slice(start, start + _BLOCK_ITEMS)
+        target[block] = _moved(source[block], _scaled_mean([row[block] for row in rows], eta))
+    return moved
+
+
 def _scaled_mean(updates: Sequence[NDArray[Any]], eta: float) -> NDArray[np.float64]:
     total = np.zeros(updates[0].shape, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -453,8 +493,10 @@ def _scaled_mean(updates: Sequence[NDArray[Any]], eta: float) -> NDArray[np.floa
 def _moved(base: NDArray[Any], step: NDArray[Any]) -> NDArray[Any]:
     if base.dtype.kind != "f":
         return _moved_integers(base, step)
+    # In float64 if the step is. The sum of two floats of a narrower type is the same either way:
+    # rounded to 53 bits and then to 24 or 11 it is what it is if rounded once.
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(base.astype(np.float64) + step).astype(base.dtype)
+        return np.asarray(base + step).astype(base.dtype, copy=False)
 
 
 def _moved_integers(base: NDArray[Any], step: NDArray[Any]) -> NDArray[Any]:

@@ -90,6 +90,7 @@ class _Verifier:
         self._history: History = run.federation.history()
         self._report = Report()
         self._contributed: set[tuple[str, int]] = set()
+        self._refused: set[str] = set()
         self._paid = 0
         self._on_word = 0
 
@@ -228,6 +229,7 @@ class _Verifier:
 
     def _check_contributions(self, version: Version, model: Arrays) -> list[Arrays] | None:
         """The updates accepted for a version, by account; None if they can't be opened."""
+        self._refused = {finding.device for finding in version.findings}
         for verdict in version.verdicts:
             self._check_verdict(version, verdict)
         for verdict in version.accepted:
@@ -262,7 +264,7 @@ class _Verifier:
             return Refusal.STALE_VERSION, 0
         if contribution.version > version.number:
             return Refusal.FUTURE_VERSION, 0
-        if verdict.reason is Refusal.VERSION_CLOSED and version.payments:
+        if verdict.reason is Refusal.VERSION_CLOSED and version.closed:
             return Refusal.VERSION_CLOSED, 0
         if self._had_contributed(version, verdict):
             return Refusal.SECOND_CONTRIBUTION, 0
@@ -271,17 +273,16 @@ class _Verifier:
 
     def _was_enrolled(self, version: Version, verdict: Verdict) -> bool:
         """Whether the device was; if that happened in this version, the contract knows when."""
-        since = self._history.enrolled.get(verdict.signed.contribution.device)
+        since = self._history.enrolled.get(verdict.device)
         if since == version.number:
             return verdict.reason is not Refusal.NOT_ENROLLED
         return since is not None and since < version.number
 
     def _had_contributed(self, version: Version, verdict: Verdict) -> bool:
         """Whether the device had; a refusal uses up its contribution too."""
-        device = verdict.signed.contribution.device
-        if any(finding.device == device for finding in version.findings):
+        if verdict.device in self._refused:
             return verdict.reason is Refusal.SECOND_CONTRIBUTION
-        return (device, version.number) in self._contributed
+        return (verdict.device, version.number) in self._contributed
 
     def _check_stored(self, version: Version, verdict: Verdict) -> None:
         try:
@@ -304,7 +305,7 @@ class _Verifier:
     def _check_findings(self, version: Version, model: Arrays) -> None:
         """What the owner refused, which must have been wrong as far as that can be known."""
         by_device = {v.signed.contribution.device: v for v in version.verdicts if not v.reason}
-        for finding in version.findings:
+        for finding in version.findings + version.left_out:
             verdict = by_device.get(finding.device)
             if verdict is None:
                 self._on_word += 1
@@ -373,7 +374,7 @@ class _Verifier:
 
     def _check_payments(self, version: Version) -> None:
         """What was paid for a version: all that was due, or the pool pro rata."""
-        due = {v.signed.contribution.device: v.due for v in version.accepted if v.due}
+        due = {verdict.device: verdict.due for verdict in version.payable if verdict.due}
         if not version.payments and not version.settled:
             return
         total, pool = sum(due.values()), version.pool_when_short
@@ -424,4 +425,4 @@ def _is_finite(arrays: Arrays) -> bool:
 
 
 def _where(version: Version, verdict: Verdict) -> str:
-    return f"version {version.number}, contribution of {verdict.signed.contribution.device}"
+    return f"version {version.number}, contribution of {verdict.device}"

@@ -1,3 +1,4 @@
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from flower_chain.messages import (
     read_hello,
     read_request,
     read_samples,
+    views,
     write_contribution,
     write_domain,
     write_hello,
@@ -268,3 +270,27 @@ def test_anything_in_a_message_that_is_right_otherwise_is_read_or_refused(
         read(RecordDict({RECORD: ConfigRecord(VALID | found)}))
     except FormatError:
         return
+
+
+@pytest.mark.parametrize("dtype", ["f4", ">f8", "i8", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(), (0, 2), (3, 4)])
+def test_views_are_the_arrays_of_a_record_but_not_copied(
+    shape: tuple[int, ...], order: Any, dtype: str
+) -> None:
+    array = np.asarray(np.ones(shape).cumsum().reshape(shape), dtype, order=order)
+    packed = Array(array)
+    (view,) = views(ArrayRecord({"w": packed})).values()
+    assert (view.dtype, view.shape) == (array.dtype, array.shape)
+    assert np.array_equal(view, packed.numpy())
+    assert not view.flags.writeable
+    assert np.shares_memory(view, np.frombuffer(packed.data, np.uint8)) == (array.size > 0)
+
+
+def test_arrays_that_flower_refuses_have_no_view() -> None:
+    with pytest.raises(TypeError, match="Unsupported serialization type"):
+        views(ArrayRecord({"w": Array("uint8", (1,), "bytes", b"a")}))
+    pickled = BytesIO()
+    np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        views(ArrayRecord({"w": Array("object", (1,), "numpy.ndarray", pickled.getvalue())}))

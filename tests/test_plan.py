@@ -1,9 +1,10 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from flower_chain.errors import ConfigError, FormatError
 from flower_chain.plan import Plan
 from flower_chain.records import PPM
 from flower_chain.rules.record_and_reward import Rule
+from flower_chain.updates import Format
 
 PLAN = a_plan()
 share = st.integers(0, PPM)
@@ -171,6 +173,24 @@ def test_a_plan_with_a_term_that_is_none_is_refused(terms: dict[str, Any]) -> No
 def test_a_plan_with_a_term_of_another_type_is_refused(terms: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="not a plan"):
         Plan.from_json(edited(**terms))
+
+
+def test_plans_differ_in_what_they_say_but_not_in_their_name():
+    one = a_plan()
+    assert one.differences(replace(one, run="another")) == []
+    assert one.differences(replace(one, rate=7, rule=Rule.TREND)) == [
+        ("rule", Rule.GAIN, Rule.TREND),
+        ("rate", 10**15, 7),
+    ]
+
+
+def test_plans_for_other_models_differ_in_the_arrays():
+    one, two = a_plan(), a_plan(model=Format.of({"bias": np.zeros(3)}))
+    found = [(name, str(here), str(there)) for name, here, there in one.differences(two)]
+    assert found == [
+        ("model: 'bias'", "F32 [10]", "F64 [3]"),
+        ("model: 'weight'", "F32 [64, 10]", "None"),
+    ]
 
 
 json_values = st.recursive(

@@ -20,6 +20,7 @@ from flower_chain.updates import (
     check_finite,
     difference,
     digest,
+    digest_of,
     mean,
     pack,
     unpack,
@@ -79,6 +80,10 @@ class TestPack:
         shuffled = list(arrays.items())
         random.shuffle(shuffled)
         assert pack(dict(shuffled)) == pack(arrays)
+
+    @given(some_arrays)
+    def test_the_digest_can_do_without_the_bytes(self, arrays: Arrays) -> None:
+        assert digest_of(arrays) == digest(pack(arrays))
 
     @given(some_arrays)
     def test_unpack_gives_the_arrays_back(self, arrays: Arrays) -> None:
@@ -305,6 +310,14 @@ class TestApply:
             return
         assert same(apply({"w": base}, update), {"w": trained})
 
+    @given(st.sampled_from(["f2", "f4", "f8"]), st.data())
+    def test_rounds_a_float_as_float64_does(self, dtype: str, data: st.DataObject) -> None:
+        base, step = (data.draw(hnp.arrays(dtype, 8)) for _ in range(2))
+        with np.errstate(all="ignore"):
+            expected = (base.astype("f8") + step.astype("f8")).astype(dtype)
+        found = apply(one(base, dtype), one(step, dtype))["w"]
+        assert np.array_equal(found, expected, equal_nan=True)
+
     @given(st.floats(-1e3, 1e3, width=32), st.floats(-1e3, 1e3, width=32))
     def test_undoes_a_float_difference_up_to_rounding(self, a: float, b: float) -> None:
         back = apply(one(b), difference(one(a), one(b)))["w"]
@@ -334,6 +347,13 @@ class TestMean:
         steps = [one(1e16, "f8"), one(1.0, "f8"), one(-1e16, "f8")]
         assert mean(one(0.0, "f8"), steps, 3.0)["w"] == 0.0
         assert mean(one(0.0, "f8"), [steps[0], steps[2], steps[1]], 3.0)["w"] == 1.0
+
+    def test_large_arrays_are_averaged_as_small_ones(self) -> None:
+        draws = np.random.default_rng(3).normal(size=(4, 3, 50_000)).astype(np.float32)
+        found = mean({"w": draws[0]}, [{"w": row} for row in draws[1:]], eta=0.3)["w"]
+        base, *steps = draws.astype(np.float64)
+        expected = base + 0.3 * ((0 + steps[0] + steps[1] + steps[2]) / 3)
+        assert np.array_equal(found, expected.astype(np.float32))
 
     def test_the_bytes_are_these(self) -> None:
         rng = np.random.Generator(np.random.PCG64(7))

@@ -11,7 +11,7 @@ from typing import Any
 from eth_abi.abi import decode
 from eth_abi.exceptions import DecodingError
 from eth_account.signers.local import LocalAccount
-from eth_typing import ABI, ABIFunction
+from eth_typing import ABI, ABIEvent, ABIFunction
 from eth_utils.abi import (
     abi_to_signature,
     filter_abi_by_name,
@@ -21,13 +21,15 @@ from eth_utils.abi import (
     get_abi_output_types,
     get_all_event_abis,
 )
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 from web3 import Web3
 from web3.contract import Contract as Codec
-from web3.contract.contract import ContractEvent
 from web3.types import LogReceipt
 
 from flower_chain.errors import LedgerError, Reverted
+
+CODEC = Web3().codec
 
 GAS_LIMIT = 16_777_216
 """The most gas that one transaction may use on the main network (EIP-7825)."""
@@ -209,7 +211,9 @@ class Contract:
 
     def encode(self, function: str, *args: Any) -> bytes:
         """The data of a call of `function` with `args`."""
-        return bytes.fromhex(self._codec.encode_abi(function, list(args))[2:])
+        found = self._function(function)
+        types = get_abi_input_types(found)
+        return function_abi_to_4byte_selector(found) + CODEC.encode(types, args)
 
     def call(self, function: str, *args: Any) -> Any:
         """What `function` returns now; a tuple if there are several values.
@@ -261,31 +265,42 @@ class Contract:
 
     def events(self, since: int = 0) -> list[Event]:
         """All that the contract has said from the block `since` on, in order."""
-        return [
-            self._event(log, self.ledger.receipt(log["transactionHash"].to_0x_hex()))
-            for log in self.ledger.logs(self.address, since)
-        ]
+        logs = self.ledger.logs(self.address, since)
+        receipts = [self.ledger.receipt(log["transactionHash"].to_0x_hex()) for log in logs]
+        times = [self.ledger.time_of(receipt.block) for receipt in receipts]
+        return [self._event(*each) for each in zip(logs, receipts, times, strict=True)]
 
     def events_in(self, receipt: Receipt) -> list[Event]:
         """What the contract said in one transaction, in order."""
-        return [self._event(log, receipt) for log in receipt.logs if log["address"] == self.address]
+        time = self.ledger.time_of(receipt.block)
+        logs = [log for log in receipt.logs if log["address"] == self.address]
+        return [self._event(log, receipt, time) for log in logs]
 
-    def _event(self, log: LogReceipt, receipt: Receipt) -> Event:
-        decoded = self._kinds[bytes(log["topics"][0])].process_log(log)
-        return Event(
-            decoded["event"], dict(decoded["args"]), receipt, self.ledger.time_of(receipt.block)
-        )
+    def _event(self, log: LogReceipt, receipt: Receipt, time: int) -> Event:
+        kind = self._kinds[bytes(log["topics"][0])]
+        return Event(kind["name"], _arguments(kind, log), receipt, time)
 
     @cached_property
-    def _kinds(self) -> dict[bytes, ContractEvent]:
-        return {
-            keccak(text=abi_to_signature(abi)): self._codec.events[abi["name"]]()
-            for abi in get_all_event_abis(self._abi)
-        }
+    def _kinds(self) -> dict[bytes, ABIEvent]:
+        kinds = get_all_event_abis(self._abi)
+        return {keccak(text=abi_to_signature(kind)): kind for kind in kinds}
 
     def _function(self, name: str) -> ABIFunction:
         (found,) = filter_abi_by_type("function", filter_abi_by_name(name, self._abi))
         return found
+
+
+def _arguments(kind: ABIEvent, log: LogReceipt) -> dict[str, Any]:
+    """What an event says, by name; Web3's own decoding takes five times as long."""
+    indexed = [each for each in kind["inputs"] if each["indexed"]]
+    others = [each for each in kind["inputs"] if not each["indexed"]]
+    topics = zip(indexed, log["topics"][1:], strict=True)
+    values = [decode([each["type"]], topic)[0] for each, topic in topics]
+    values += decode([each["type"] for each in others], log["data"])
+    return {
+        each["name"]: to_checksum_address(value) if each["type"] == "address" else value
+        for each, value in zip(indexed + others, values, strict=True)
+    }
 
 
 def _explain(abi: ABI, data: bytes) -> str:

@@ -91,6 +91,11 @@ class EmbeddedLedger(Ledger):
         try:
             block, computation = self._execute(raw, now)
         except EthUtilsValidationError as fault:
+            if account.address not in self._funded:
+                raise LedgerError(
+                    f"{account.address} can't pay for gas: "
+                    f"on this ledger only {', '.join(self._funded)} can"
+                ) from None
             raise LedgerError(f"{account.address} can't send this transaction: {fault}") from fault
         self._remember(Entry("0x" + raw.hex(), now, "0x" + block.hash.hex()))
         receipt = self._keep(block)

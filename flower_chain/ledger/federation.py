@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
 
+from flower_chain.errors import LedgerError
 from flower_chain.ledger.base import Contract, Event, Receipt
 from flower_chain.records import (
     Contribution,
@@ -18,6 +19,10 @@ from flower_chain.records import (
 )
 
 Item = TypeVar("Item")
+Call = tuple[str, tuple[Any, ...]]
+
+JUDGED = (Refusal.BAD_DATA_COST, Refusal.BAD_EVIDENCE, Refusal.WORTHLESS)
+"""What the scheme's rule says of a contribution that is formally in order."""
 
 BATCH = 200
 """Contributions or payments in one transaction: far below the gas limit of one."""
@@ -43,6 +48,16 @@ class Verdict:
     reason: Refusal
     due: int
     event: Event
+
+    @property
+    def device(self) -> str:
+        """Account of the device; a mere claim if the signature is bad."""
+        return self.signed.contribution.device
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the device can contribute nothing more to the version."""
+        return not self.reason or self.reason in JUDGED
 
 
 @dataclass(frozen=True)
@@ -96,17 +111,24 @@ class Version:
     verdicts: list[Verdict] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     payments: list[Payment] = field(default_factory=list)
+    closed: bool = False
     seed: bytes | None = None
     pool_when_short: int | None = None
+    left_out: list[Finding] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
     @property
     def accepted(self) -> list[Verdict]:
+        """What is to be paid for and to be in the next model, by account."""
+        left_out = {finding.device for finding in self.left_out}
+        return [verdict for verdict in self.payable if verdict.device not in left_out]
+
+    @property
+    def payable(self) -> list[Verdict]:
         """What the contract accepted and the owner did not refuse, by account."""
         refused = {finding.device for finding in self.findings}
-        kept = [v for v in self.verdicts if not v.reason]
-        kept = [v for v in kept if v.signed.contribution.device not in refused]
-        return sorted(kept, key=lambda v: v.signed.contribution.device.lower())
+        kept = [v for v in self.verdicts if not v.reason and v.device not in refused]
+        return sorted(kept, key=lambda v: v.device.lower())
 
     @property
     def settled(self) -> bool:
@@ -149,14 +171,15 @@ class Federation:
     Parameters
     ----------
     contract : Contract
-    owner : LocalAccount or None
-        Signs the owner's transactions; None for reading.
+    account : LocalAccount or None
+        Signs the transactions: the owner's, or a device's to submit its own; None for reading.
     """
 
-    def __init__(self, contract: Contract, owner: LocalAccount | None = None) -> None:
+    def __init__(self, contract: Contract, account: LocalAccount | None = None) -> None:
         self.contract = contract
         self.domain = Domain(contract.ledger.chain_id, contract.address)
-        self._owner = owner
+        self._account = account
+        self._published = contract.block
 
     @property
     def version(self) -> int:
@@ -182,26 +205,112 @@ class Federation:
         verdicts: list[Verdict] = []
         version = self.version
         for some in _batches(batch):
-            receipt = self._transact("submit", [_entry(signed) for signed in some])
+            receipt = self._transact("submit", _entries(some))
             verdicts += [
                 _verdict(event, version)
-                for event in self.contract.events(receipt)
+                for event in self.contract.events_in(receipt)
                 if event.name in ("Accepted", "Rejected")
             ]
         return verdicts
 
-    def refuse(self, findings: Sequence[Finding]) -> None:
-        """Refuse what was found wrong off chain."""
-        for some in _batches(findings):
-            self._multicall([("refuse", (f.device, int(f.reason))) for f in some])
+    def current(self) -> Version:
+        """All that the ledger holds of the current version."""
+        events = self.contract.events(self._published)
+        if not any(event.name == "ModelPublished" for event in events):  # it was in another block
+            events = self.contract.events(self.contract.block)
+        begin = max(i for i, event in enumerate(events) if event.name == "ModelPublished")
+        self._published = events[begin].receipt.block
+        history = History()
+        for event in events[begin:]:
+            _remember(history, event)
+        return history.versions[0]
 
-    def settle(self, accepted: Sequence[str], seed: bytes, following: Model) -> Settlement:
-        """Credit the accepted devices and publish the next model, in one go if they fit."""
-        batches = list(_batches(accepted))
-        receipts = [self._transact("pay", some) for some in batches[:-1]]
-        last: list[tuple[str, tuple[Any, ...]]] = [("pay", (some,)) for some in batches[-1:]]
-        receipts.append(self._multicall([*last, ("advance", (seed, following.as_tuple()))]))
-        events = [event for receipt in receipts for event in self.contract.events(receipt)]
+    def at(self, number: int) -> Version:
+        """All that the ledger holds of the current version, which must be this one.
+
+        Raises
+        ------
+        LedgerError
+            If it is another.
+        """
+        version = self.current()
+        if version.number != number:
+            raise LedgerError(
+                f"the ledger is at version {version.number}, this run at {number}: either the "
+                "chain was reorganised or somebody else uses the owner's key; start again to go on "
+                "from what the ledger holds"
+            )
+        return version
+
+    def collect(self, number: int, batch: Sequence[Signed]) -> Version:
+        """Record what of `batch` is not recorded yet, and let nothing more into the version.
+
+        Parameters
+        ----------
+        number : int
+            The current version.
+        batch : sequence of Signed
+
+        Returns
+        -------
+        Version
+            All that was submitted to it, by whomsoever.
+
+        Raises
+        ------
+        LedgerError
+            If another version is current.
+        """
+        version = self.at(number)
+        if version.closed:
+            return version
+        known = {verdict.signed.contribution for verdict in version.verdicts}
+        batches = list(_batches([signed for signed in batch if signed.contribution not in known]))
+        for some in batches[:-1]:
+            self._transact("submit", _entries(some))
+        last: list[Call] = [("submit", (_entries(some),)) for some in batches[-1:]]
+        self._multicall([*last, ("close", ())])
+        return self.at(number)
+
+    def settle(
+        self,
+        accounts: Sequence[str],
+        seed: bytes,
+        following: Model,
+        findings: Sequence[Finding] = (),
+    ) -> Settlement:
+        """Refuse what was found wrong off chain, pay for the rest, and publish the next model.
+
+        In one transaction if all fits into one. If it is cut short, doing it again ends it. Once
+        payments have begun nothing can be refused: what is found wrong then is paid and left out.
+
+        Parameters
+        ----------
+        accounts : sequence of str
+            The devices whose contributions the contract accepted.
+        seed : bytes
+            That of the version that ends, revealed here.
+        following : Model
+            Of the version that begins.
+        findings : sequence of Finding
+        """
+        begun = self.contract.call("round")[3] > 0
+        paid = set(accounts) if begun else set()
+        refuse: list[list[Call]] = [
+            [
+                ("leaveOut" if f.device in paid else "refuse", (f.device, int(f.reason)))
+                for f in some
+            ]
+            for some in _batches(findings)
+        ]
+        pay: list[list[Call]] = [[("pay", (some,))] for some in _batches(accounts)]
+        advance: Call = ("advance", (seed, following.as_tuple()))
+        steps = pay + refuse if begun else refuse + pay
+        if len(findings) + len(accounts) <= BATCH:
+            steps = [[call for step in steps for call in step]]
+        receipts = [self._multicall(step) for step in steps[:-1]]
+        receipts.append(self._multicall([*steps[-1], advance]))
+        events = [event for receipt in receipts for event in self.contract.events_in(receipt)]
         payments = tuple(_payment(event) for event in events if event.name == "Paid")
         return Settlement(payments, any(event.name == "PoolShort" for event in events))
 
@@ -212,15 +321,15 @@ class Federation:
     def history(self) -> History:
         """All that the ledger holds of the run."""
         history = History()
-        for event in self.contract.events():
+        for event in self.contract.events(self.contract.block):
             _remember(history, event)
         return history
 
     def _transact(self, function: str, *args: Any) -> Receipt:
-        assert self._owner is not None
-        return self.contract.transact(self._owner, function, *args)
+        assert self._account is not None
+        return self.contract.transact(self._account, function, *args)
 
-    def _multicall(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Receipt:
+    def _multicall(self, calls: Sequence[Call]) -> Receipt:
         encoded = [self.contract.encode(function, *args) for function, args in calls]
         return self._transact("multicall", encoded)
 
@@ -230,8 +339,8 @@ def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield list(items[begin : begin + BATCH])
 
 
-def _entry(signed: Signed) -> tuple[Any, bytes, bytes]:
-    return signed.contribution.as_tuple(), signed.signature[:32], signed.signature[32:]
+def _entries(batch: Sequence[Signed]) -> list[tuple[Any, bytes, bytes]]:
+    return [(s.contribution.as_tuple(), s.signature[:32], s.signature[32:]) for s in batch]
 
 
 def _verdict(event: Event, current: int) -> Verdict:
@@ -244,7 +353,7 @@ def _verdict(event: Event, current: int) -> Verdict:
         bytes(args["digest"]),
         bytes(args["cid"]),
         from_bits(args["classes"]),
-        unpack_errors(bytes(args["errors"])),
+        *unpack_errors(bytes(args["errors"])),
     )
     signed = Signed(contribution, bytes(args["r"]) + bytes(args["vs"]))
     return Verdict(signed, Refusal(args.get("reason", 0)), args.get("due", 0), event)
@@ -289,6 +398,11 @@ def _remember_version(version: Version, event: Event) -> None:
         case "Refused":
             finding = Finding(event.args["device"], Refusal(event.args["reason"]))
             version.findings.append(finding)
+        case "LeftOut":
+            finding = Finding(event.args["device"], Refusal(event.args["reason"]))
+            version.left_out.append(finding)
+        case "Closed":
+            version.closed = True
         case "Paid":
             version.payments.append(_payment(event))
         case "PoolShort":

@@ -8,18 +8,17 @@ off the end, which only another witness could know. A last line without its line
 was cut short by a crash before anybody was told of the transaction, and is dropped.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from eth_utils.address import is_address
 from eth_utils.hexadecimal import is_hex
 
-from flower_chain.durable import sync_directory
+from flower_chain.durable import open_locked, sync_directory
 from flower_chain.errors import JournalError
 
 FORMAT = "flower-chain journal 1"
@@ -96,7 +95,10 @@ class Journal:
     def __init__(self, path: Path, genesis: Genesis) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = _open_locked(path)
+        try:
+            self._file = open_locked(path)
+        except BlockingIOError:
+            raise JournalError(f"{path} is in use by another process") from None
         try:
             self._drop_torn_line()
             if self._file.seek(0, os.SEEK_END) == 0:
@@ -182,13 +184,3 @@ def _require_whole(**values: int) -> None:
     for name, value in values.items():
         if type(value) is not int or value < 0:
             raise ValueError(f"{name} = {value!r} is not a whole number")
-
-
-def _open_locked(path: Path) -> IO[bytes]:
-    file = path.open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise JournalError(f"{path} is in use by another process") from None
-    return file

@@ -92,7 +92,7 @@ def judge(terms: Terms, contribution: Contribution) -> tuple[Refusal, int]:
     """
     if not 0 < contribution.data_cost <= terms.max_data_cost:
         return Refusal.BAD_DATA_COST, 0
-    if not is_well_formed(terms.rule, contribution.errors):
+    if contribution.rest or not is_well_formed(terms.rule, contribution.errors):
         return Refusal.BAD_EVIDENCE, 0
     share = quality(terms, contribution.errors)
     if share == 0:

@@ -9,17 +9,27 @@ from flower_chain.store.cid import cid_of, cid_to_bytes
 class Store(ABC):
     """Bytes under their content identifier (CID): whoever has the CID can check the bytes."""
 
-    def put(self, data: bytes) -> str:
-        """Store `data` for good and return its CID; storing them again changes nothing.
+    def put(self, data: bytes, cid: str | None = None) -> str:
+        """Store `data` for good and return their CID; storing them again changes nothing.
+
+        Parameters
+        ----------
+        data : bytes
+        cid : str, optional
+            What their CID must be.
 
         Raises
         ------
+        Damaged
+            If it is another one; nothing is stored then.
         StoreError
             If they can't be stored.
         """
-        cid = cid_of(data)
-        self._write(cid, data)
-        return cid
+        found = cid_of(data)
+        if cid not in (None, found):
+            raise Damaged(f"the {len(data)} bytes are not those of {cid}, but of {found}")
+        self._write(found, data)
+        return found
 
     def get(self, cid: str, limit: int | None = None) -> bytes:
         """The bytes under `cid`, checked against it.

@@ -30,8 +30,8 @@ class Admission:
         The reply, if there was one.
     signed : Signed or None
         The contribution in it, if there is one that can be read.
-    update, trained : Arrays or None
-        The update, and T_k with it applied, unless it is refused.
+    update : Arrays or None
+        The update, unless it is refused.
     """
 
     hello: Hello
@@ -40,7 +40,6 @@ class Admission:
     reply: Message | None = None
     signed: Signed | None = None
     update: Arrays | None = None
-    trained: Arrays | None = None
 
     @property
     def device(self) -> str:
@@ -49,7 +48,7 @@ class Admission:
 
     def refused(self, reason: Refusal, detail: str) -> "Admission":
         """The same reply, refused after all."""
-        return replace(self, reason=reason, detail=detail, update=None, trained=None)
+        return replace(self, reason=reason, detail=detail, update=None)
 
 
 class Admitter:
@@ -89,21 +88,25 @@ class Admitter:
         if signed.contribution.device != hello.device:
             detail = f"the contribution is that of {signed.contribution.device}"
             return Admission(hello, Refusal.BAD_SIGNATURE, detail, reply)
-        try:
-            update, trained = self._check(signed.contribution, sealed)
-        except RefusedError as refused:
-            return Admission(hello, refused.reason, str(refused), reply, signed)
-        return Admission(hello, reply=reply, signed=signed, update=update, trained=trained)
+        return self._check(Admission(hello, reply=reply, signed=signed), signed, sealed)
 
-    def _check(self, contribution: Contribution, sealed: bytes | None) -> tuple[Arrays, Arrays]:
-        """The update, and T_k with it applied; RefusedError if one of them is not in order."""
-        update = self._open(contribution, sealed)
-        trained = apply(self._received, update)
+    def admit_recorded(self, signed: Signed) -> Admission:
+        """Check a contribution that the ledger holds, from the store."""
+        contribution = signed.contribution
+        hello = Hello(contribution.device, contribution.classes)
+        return self._check(Admission(hello, signed=signed), signed, None)
+
+    def _check(self, admission: Admission, signed: Signed, sealed: bytes | None) -> Admission:
+        """The admission with the update, which leaves T_k finite, or with the refusal."""
         try:
-            check_finite(trained)
-        except FormatError as fault:
-            raise RefusedError(Refusal.NOT_FINITE, f"T_k with it: {fault}") from fault
-        return update, trained
+            update = self._open(signed.contribution, sealed)
+            try:
+                check_finite(apply(self._received, update))
+            except FormatError as fault:
+                raise RefusedError(Refusal.NOT_FINITE, f"T_k with it: {fault}") from fault
+        except RefusedError as refused:
+            return admission.refused(refused.reason, str(refused))
+        return replace(admission, update=update)
 
     def _open(self, contribution: Contribution, sealed: bytes | None) -> Arrays:
         plan = self._plan

@@ -8,26 +8,38 @@ from os import cpu_count
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from numpy.typing import NDArray
 
 from flower_chain import messages, updates
+from flower_chain.envelope import is_kept
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.examiner import Examiner
-from flower_chain.keys import address_of
-from flower_chain.ledger.federation import Finding
+from flower_chain.ledger.federation import Finding, Version
 from flower_chain.messages import Request, Samples
-from flower_chain.plan import Plan
 from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, recover, sign
-from flower_chain.rules.record_and_reward import is_well_formed
 from flower_chain.run import Run
 from flower_chain.strategy.admission import Admission, Admitter, last_line
 from flower_chain.strategy.one_line import tell_in_one_line
 from flower_chain.strategy.settings import Settings
 from flower_chain.updates import Arrays, Format
+
+METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+"""What a Result holds by round."""
+
+SUPERLINK = 1
+"""Flower's number of the server's own node."""
 
 
 class LedgerStrategy(Strategy):
@@ -58,11 +70,7 @@ class LedgerStrategy(Strategy):
         self.settings = settings
         self._examiner = examiner
         self._is_mean = type(strategy) is FedAvg
-        if settings.learning_rate != 1 and not self._is_mean:
-            raise ConfigError(
-                f"learning-rate = {settings.learning_rate}: {type(strategy).__name__} has its own "
-                "step, only FedAvg's mean can be scaled"
-            )
+        settings.check_inner(_name_of(strategy))
         self._allowlist = settings.allowlist()
         self._owner = settings.owner()
         if self._owner.address in (self._allowlist or ()):
@@ -72,10 +80,6 @@ class LedgerStrategy(Strategy):
         self._hellos: dict[int, Hello] = {}
         self._invited: dict[int, Hello] = {}
         self._silent: list[Finding] = []
-
-    @abstractmethod
-    def _plan(self, model: Format) -> Plan:
-        """The terms of the run, for a model of this format."""
 
     @abstractmethod
     def _evidence_fits(self, admission: Admission) -> bool:
@@ -108,30 +112,55 @@ class LedgerStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Deploy the run's contracts and publish T_0, then start as Flower does."""
-        self._open(_numpy(initial_arrays))
+        """Begin the run or continue it, then start as Flower does.
+
+        A run that was cut short goes on from the current version of its model, with the rounds that
+        are left of `num_rounds`; `initial_arrays` then only tell the model's format. The inner
+        strategy, the functions and the Result count all rounds of the run; Flower's log counts
+        those of this process.
+        """
+        if self.settings.patience <= timeout:
+            raise ConfigError(
+                f"patience = {self.settings.patience}: a round may take {timeout:g} s, and longer "
+                "must what devices submit be safe from being paid before the owner looks at it"
+            )
+        arrays = _record_of(self._open(_numpy(initial_arrays)))
+        # A device may still be busy with what a server that was killed has sent to it.
+        self._hello_timeout = timeout if self._run.goes_on else self.settings.timeout
         try:
-            return super().start(
+            result = super().start(
                 grid,
-                initial_arrays,
-                num_rounds,
+                arrays,
+                max(num_rounds - self._done, 0),
                 timeout,
                 train_config,
                 evaluate_config,
-                evaluate_fn,
+                None if evaluate_fn is None else lambda n, a: evaluate_fn(self._done + n, a),
             )
         finally:
             self._run.close()
+        return self._counted_from_the_beginning(result, arrays)
+
+    def _counted_from_the_beginning(self, result: Result, arrays: ArrayRecord) -> Result:
+        """The Result of a run that may have begun in another process."""
+        result.arrays = result.arrays or arrays
+        for name in METRICS:
+            found = getattr(result, name)
+            setattr(result, name, {self._done + n: metrics for n, metrics in found.items()})
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Add to the inner strategy's messages a signed task and the validation samples."""
-        inner = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        number = self._done + server_round
+        inner = list(self.strategy.configure_train(number, arrays, config, grid))
         self._received = _numpy(arrays)
+        version = self._run.federation.at(self._version)
         nodes = [message.metadata.dst_node_id for message in inner]
-        self._silent = self._introduce(grid, nodes)
-        self._invited = {node: self._hellos[node] for node in nodes if node in self._hellos}
+        self._silent = [] if version.closed else self._introduce(grid, nodes)
+        self._hello_timeout = self.settings.timeout
+        self._invited = {} if version.closed else self._wanted(nodes, version)
         invited = [m for m in inner if m.metadata.dst_node_id in self._invited]
         request = self._request()
         for message in invited:
@@ -143,22 +172,26 @@ class LedgerStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Admit, submit, judge and pay the updates in `replies`, and publish the next model."""
         admissions = self._admit(list(replies))
-        accepted = self._record(admissions)
-        arrays, metrics = self._aggregate(server_round, accepted)
-        self._settle(accepted, arrays)
+        signed = [admission.signed for admission in admissions if admission.signed]
+        version = self._run.federation.collect(self._version, signed)
+        accepted, findings = self._judge(version, admissions)
+        arrays, metrics = self._aggregate(self._done + server_round, accepted)
+        self._settle(version, findings, arrays)
         return _record_of(arrays), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the inner strategy does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        number = self._done + server_round
+        return self.strategy.configure_evaluate(number, arrays, config, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """As the inner strategy does, without the replies and metrics that would end the run."""
-        return self.strategy.aggregate_evaluate(server_round, self._comparable(list(replies)))
+        number = self._done + server_round
+        return self.strategy.aggregate_evaluate(number, self._comparable(list(replies)))
 
     def _comparable(self, replies: Sequence[Message]) -> list[Message]:
         failed = [reply for reply in replies if reply.has_error()]
@@ -178,23 +211,48 @@ class LedgerStrategy(Strategy):
         log(WARNING, "Left out an evaluation without one positive %r.", self._weight_key)
         return False
 
-    def _open(self, model: Arrays) -> None:
-        settings, plan = self.settings, self._plan(Format.of(model))
-        if self._owner.address in map(address_of, plan.reader_keys):
-            raise ConfigError("readers lists the owner's key: the owner can read everything anyway")
-        self._run = Run.create(
+    def _open(self, model: Arrays) -> Arrays:
+        """Open the run, and tell the model of its current version."""
+        settings = self.settings
+        inner = _name_of(self.strategy)
+        plan = settings.plan(Format.of(model), self._examiner.digest, inner)
+        self._run = Run.start(
             settings.path,
             settings.ledger,
             self._owner,
             plan,
+            settings.funds,
             model,
-            self._examiner.error(model),
-            settings.token_address,
-            settings.pool_units,
+            self._examiner.error,
+            settings.confirmations,
         )
-        self._version = 0
-        if self._allowlist:
-            self._run.federation.enrol(self._allowlist)
+        try:
+            self._enrol(self._allowlist or ())
+            version, arrays = self._run.current()
+        except BaseException:
+            self._run.close()
+            raise
+        self._done = self._version = version.number
+        if self._run.goes_on:
+            self._say_what_goes_on(inner)
+        return arrays
+
+    def _say_what_goes_on(self, inner: str) -> None:
+        log(INFO, "Continuing the run in %s: %d rounds are done.", self.settings.path, self._done)
+        log(INFO, "Round 1 below is round %d of the run.", self._done + 1)
+        if not self._is_mean:
+            log(WARNING, "What %s kept in memory of earlier rounds is lost.", inner)
+
+    def _wanted(self, nodes: Sequence[int], version: Version) -> dict[int, Hello]:
+        """Whom to ask: not those whose contribution is recorded and in the store, or refused."""
+        store = self._run.store
+        settled = {
+            verdict.device
+            for verdict in version.verdicts
+            if verdict.is_final and (verdict.reason or is_kept(store, verdict.signed.contribution))
+        }
+        known = {node: self._hellos[node] for node in nodes if node in self._hellos}
+        return {node: hello for node, hello in known.items() if hello.device not in settled}
 
     def _introduce(self, grid: Grid, nodes: Sequence[int]) -> list[Finding]:
         """Ask the nodes that are not known yet who they are; tell what went wrong."""
@@ -221,7 +279,7 @@ class LedgerStrategy(Strategy):
         questions = [
             Message(content, dst_node_id=node, message_type=messages.HELLO) for node in nodes
         ]
-        replies = grid.send_and_receive(questions, timeout=self.settings.timeout)
+        replies = grid.send_and_receive(questions, timeout=self._hello_timeout)
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         return {node: self._read_hello(node, by_node.get(node)) for node in nodes}
 
@@ -240,13 +298,13 @@ class LedgerStrategy(Strategy):
 
     def _enrolled(self, devices: set[str]) -> set[str]:
         """Those of the devices that are enrolled; with open enrolment all but the owner."""
+        if self._allowlist is None:
+            self._enrol(sorted(devices - {self._owner.address}))
+        return {device for device in devices if self._run.federation.is_enrolled(device)}
+
+    def _enrol(self, devices: Sequence[str]) -> None:
         federation = self._run.federation
-        enrolled = {device for device in devices if federation.is_enrolled(device)}
-        if self._allowlist is not None:
-            return enrolled
-        newcomers = devices - enrolled - {self._owner.address}
-        federation.enrol(sorted(newcomers))
-        return enrolled | newcomers
+        federation.enrol([device for device in devices if not federation.is_enrolled(device)])
 
     def _ask(self, message: Message, request: Request) -> None:
         """Make the inner strategy's message one of ours."""
@@ -269,48 +327,56 @@ class LedgerStrategy(Strategy):
         return Samples(*self._examiner.draw(seed, device, classes, per_class))
 
     def _admit(self, replies: Sequence[Message]) -> list[Admission]:
-        """Check all replies, on all cores, and tell who did not answer; sorted by account."""
-        admitter = Admitter(
-            self._owner,
-            self._run.federation.domain,
-            self._run.plan,
-            self._run.store,
-            self._received,
-        )
+        """Check all replies, on all cores, and tell who did not answer."""
+        # What Flower says of a node that is gone comes from the SuperLink.
+        replies = [reply for reply in replies if reply.metadata.src_node_id in self._invited]
         senders = [self._invited[reply.metadata.src_node_id] for reply in replies]
         with ThreadPoolExecutor(cpu_count()) as pool:
-            admissions = list(pool.map(admitter.admit, senders, replies))
-        admissions = [self._check_evidence(admission) for admission in admissions]
+            admissions = list(pool.map(self._admitter().admit, senders, replies))
         silent = set(self._invited.values()) - set(senders)
         admissions += [Admission(hello, Refusal.NO_ANSWER, "in time") for hello in silent]
         return sorted(admissions, key=lambda admission: admission.device.lower())
 
+    def _admitter(self) -> Admitter:
+        run = self._run
+        return Admitter(self._owner, run.federation.domain, run.plan, run.store, self._received)
+
     def _check_evidence(self, admission: Admission) -> Admission:
-        if admission.reason or admission.signed is None:
-            return admission
-        if not is_well_formed(self._run.plan.rule, admission.signed.contribution.errors):
-            return admission  # the contract refuses it
-        if self._evidence_fits(admission):
+        if admission.reason or self._evidence_fits(admission):
             return admission
         return admission.refused(Refusal.FALSE_EVIDENCE, "its errors are not those of the update")
 
-    def _record(self, admissions: Sequence[Admission]) -> list[Admission]:
-        """Submit what was signed, refuse what was found wrong; return what is accepted."""
-        federation = self._run.federation
-        verdicts = iter(federation.submit([a.signed for a in admissions if a.signed is not None]))
-        refused, accepted = [], []
-        for admission in admissions:
-            verdict = next(verdicts).reason if admission.signed is not None else Refusal.NONE
-            if verdict:
-                _tell(admission.device, verdict, "by the contract")
-            elif admission.reason:
-                _tell(admission.device, admission.reason, admission.detail)
-                refused.append(admission)
-            else:
-                accepted.append(admission)
-        federation.refuse(self._silent + _findings(refused, {a.device for a in accepted}))
-        log(INFO, "aggregate_train: %d updates accepted of %d", len(accepted), len(admissions))
-        return accepted
+    def _judge(
+        self, version: Version, admissions: Sequence[Admission]
+    ) -> tuple[list[Admission], list[Finding]]:
+        """Of what the contract accepted, what is in order; and what was found wrong, here or there.
+
+        The ledger knows more than the replies if a device submitted its contribution itself, or if
+        the server was killed after it had submitted some.
+        """
+        replied = {a.signed.contribution: a for a in admissions if a.signed}
+        admitter = self._admitter()
+        recorded = {
+            verdict.device: self._check_evidence(
+                replied.get(verdict.signed.contribution) or admitter.admit_recorded(verdict.signed)
+            )
+            for verdict in version.accepted
+        }
+        accepted = [admission for admission in recorded.values() if not admission.reason]
+        refused = [admission for admission in recorded.values() if admission.reason]
+        unsigned = [admission for admission in admissions if not admission.signed]
+        for verdict in version.verdicts:
+            if verdict.reason:
+                _tell(verdict.device, verdict.reason, "by the contract")
+        for admission in refused + unsigned:
+            _tell(admission.device, admission.reason, admission.detail)
+        total = len(version.verdicts) + len(unsigned)
+        log(INFO, "aggregate_train: %d updates accepted of %d", len(accepted), total)
+        findings = [Finding(admission.device, admission.reason) for admission in refused]
+        # A second node of a device that has contributed costs the device nothing.
+        known = {verdict.device for verdict in version.verdicts if verdict.is_final}
+        findings += [Finding(NOBODY if a.device in known else a.device, a.reason) for a in unsigned]
+        return accepted, self._silent + findings
 
     def _aggregate(
         self, server_round: int, accepted: Sequence[Admission]
@@ -347,22 +413,26 @@ class LedgerStrategy(Strategy):
         return {key: _cast(arrays[key], base.dtype) for key, base in self._received.items()}
 
     def _reweighted(self, admission: Admission) -> Message:
-        """The reply as the inner strategy expects it, with our weight in place of the claim."""
-        assert admission.reply is not None
-        assert admission.trained is not None
-        sent = admission.reply.content
-        (metrics,) = sent.metric_records.values()
-        content = RecordDict({k: v for k, v in sent.config_records.items() if k != messages.RECORD})
-        content[self._arrays_key] = _record_of(admission.trained)
-        content["metrics"] = MetricRecord({**metrics, self._weight_key: 1.0})
-        admission.reply.content = content
-        return admission.reply
+        """The reply as the inner strategy expects it, with our weight in place of the claim.
 
-    def _settle(self, accepted: Sequence[Admission], arrays: Arrays) -> None:
+        What only the ledger and the store hold has no metrics.
+        """
+        assert admission.update is not None
+        reply = admission.reply or Message(RecordDict(), SUPERLINK, MessageType.TRAIN)
+        sent = reply.content
+        content = RecordDict({k: v for k, v in sent.config_records.items() if k != messages.RECORD})
+        if not self._is_mean:
+            content[self._arrays_key] = _record_of(updates.apply(self._received, admission.update))
+        told = next(iter(sent.metric_records.values()), MetricRecord())
+        content["metrics"] = MetricRecord({**told, self._weight_key: 1.0})
+        reply.content = content
+        return reply
+
+    def _settle(self, version: Version, findings: Sequence[Finding], arrays: Arrays) -> None:
         run = self._run
         following = run.model(arrays, self._version + 1, self._examiner.error(arrays))
-        devices = [admission.device for admission in accepted]
-        settlement = run.federation.settle(devices, run.seed(self._version), following)
+        devices = [verdict.device for verdict in version.payable]
+        settlement = run.federation.settle(devices, run.seed(self._version), following, findings)
         self._version += 1
         if settlement.short:
             log(WARNING, "The pool could not pay all that was due: it was shared pro rata.")
@@ -386,11 +456,6 @@ def _found(device: str, reason: Refusal, detail: str) -> Finding:
     return Finding(device, reason)
 
 
-def _findings(refused: Iterable[Admission], accepted: set[str]) -> list[Finding]:
-    """What was found wrong, by account: but an accepted device's second node costs it nothing."""
-    return [Finding(NOBODY if a.device in accepted else a.device, a.reason) for a in refused]
-
-
 def _keep_common_metrics(records: Sequence[MetricRecord]) -> None:
     """Drop the metrics that not all devices sent in one kind: Flower would end the run on them."""
     for key in {key for record in records for key in record}:
@@ -405,6 +470,13 @@ def _kind(value: object) -> str | int:
     if isinstance(value, list):
         return len(value)
     return "missing" if value is None else "number"
+
+
+def _name_of(strategy: Strategy) -> str:
+    """The strategy's class, with its module if it is not one of Flower's."""
+    kind = type(strategy)
+    flowers = kind.__module__.startswith("flwr.")
+    return kind.__name__ if flowers else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _of_innermost(strategy: Strategy, name: str, default: str) -> str:

@@ -1,5 +1,7 @@
 """What a user sets, by constructor or by run-config."""
 
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
@@ -11,12 +13,16 @@ from eth_utils.address import is_address, to_checksum_address
 
 from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, load, load_or_create
-from flower_chain.records import TOKEN_UNITS
+from flower_chain.plan import Plan
+from flower_chain.records import TOKEN_UNITS, to_ppm
 from flower_chain.rules.record_and_reward import Rule
-from flower_chain.run import TOKEN_SUPPLY
+from flower_chain.run import TOKEN_SUPPLY, Funds
+from flower_chain.updates import Format
 
 PREFIX = "chain."
 SCHEMES = ("record-and-reward", "fedavg")
+PASSWORD = re.compile(r"//[^/?#$]*:[^/?#$]+@")
+"""In a URL, written out; one from the environment has a ``$``."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,13 @@ class Settings:
     Parameters
     ----------
     run : str
-        Folder of the run's records; made if it is not there. Empty in a run-config for
-        ``~/.flower-chain/runs/`` with Flower's id of the run.
+        Folder of the run's records; made if it is not there, and if it holds a run, that is
+        continued. Empty in a run-config for ``~/.flower-chain/runs/`` with Flower's id of the run.
     scheme : str
         ``record-and-reward``, or ``fedavg`` for plain Flower.
     ledger : str
-        ``embedded``, or the URL of a node's JSON-RPC endpoint.
+        ``embedded``, or the URL of a node's JSON-RPC endpoint; ``${NAME}`` in it stands for an
+        environment variable, so that no secret stands in a run-config.
     owner_key : str
         Key file or keystore of the owner; empty for ``owner.key`` in `run`, made if not there.
     keys : str
@@ -44,7 +51,7 @@ class Settings:
         simulations only.
     readers : str
         File with public keys, one on a line, of accounts that may open the updates beside the
-        owner: auditors, say. ``flower-chain account FILE --public-key`` prints one.
+        owner: auditors, say. ``flower-chain keys show FILE --public-key`` prints one.
     token : str
         Address of the ERC-20 that rewards are paid in; empty deploys one.
     pool : float
@@ -69,6 +76,8 @@ class Settings:
         Seconds after which anyone may pay what the owner left unpaid.
     timeout : int
         Seconds to wait for a device to introduce itself.
+    confirmations : int
+        Blocks of a node's chain that must hold or follow a transaction before it counts.
 
     Raises
     ------
@@ -98,6 +107,7 @@ class Settings:
     learning_rate: float = 1.0
     patience: int = 7 * 24 * 3600
     timeout: int = 60
+    confirmations: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -106,10 +116,14 @@ class Settings:
             raise _refused("scheme", self.scheme, f"it must be one of {', '.join(SCHEMES)}")
         if not self.run:
             raise _refused("run", self.run, "it must name a folder")
+        if PASSWORD.search(self.ledger):
+            shown = PASSWORD.sub("//***@", self.ledger)
+            raise _refused("ledger", shown, "no password stands in a run-config: write ${NAME}")
         if self.token and not is_address(self.token):
             raise _refused("token", self.token, "it must be an address")
-        if self.timeout <= 0:
-            raise _refused("timeout", self.timeout, "it must be positive")
+        for name in ("timeout", "confirmations"):
+            if getattr(self, name) <= 0:
+                raise _refused(name, getattr(self, name), "it must be positive")
         Rule.named(self.rule)
         for name in ("threshold", "gain", "clear", "harm", "least", "tolerance"):
             if not 0 <= getattr(self, name) <= 1:
@@ -143,19 +157,57 @@ class Settings:
         return load_or_create(self.path / "owner.key")
 
     @property
-    def token_address(self) -> str | None:
-        """Checksum address of the token, if one is set."""
-        return to_checksum_address(self.token) if self.token else None
+    def funds(self) -> Funds:
+        """What the run pays with."""
+        token = to_checksum_address(self.token) if self.token else None
+        return Funds(_token_units("pool", self.pool), token)
 
-    @property
-    def rate_units(self) -> int:
-        """Paid for each data point, in the token's smallest unit."""
-        return _token_units("rate", self.rate)
+    def check_inner(self, inner: str) -> None:
+        """ConfigError unless the settings fit a wrapped strategy of class `inner`."""
+        if self.learning_rate != 1 and inner != "FedAvg":
+            raise _refused(
+                "learning_rate",
+                self.learning_rate,
+                f"{inner} has its own step, only FedAvg's mean can be scaled",
+            )
 
-    @property
-    def pool_units(self) -> int:
-        """Put into the pool, in the token's smallest unit."""
-        return _token_units("pool", self.pool)
+    def plan(self, model: Format, validation_digest: str, inner: str) -> Plan:
+        """The terms of a new run.
+
+        Parameters
+        ----------
+        model : Format
+        validation_digest : str
+            The examiner's.
+        inner : str
+            Class of the wrapped strategy.
+
+        Raises
+        ------
+        ConfigError
+            If the terms don't fit together.
+        """
+        self.check_inner(inner)
+        return Plan(
+            run=secrets.token_hex(16),
+            model=model,
+            rule=Rule.named(self.rule),
+            threshold_ppm=to_ppm(self.threshold),
+            gain_ppm=to_ppm(self.gain),
+            clear_ppm=to_ppm(self.clear),
+            harm_ppm=to_ppm(self.harm),
+            least_ppm=to_ppm(self.least),
+            rate=_token_units("rate", self.rate),
+            max_data_cost=self.max_data_cost,
+            patience_s=self.patience,
+            aggregation="mean" if inner == "FedAvg" else "inner",
+            inner=inner,
+            learning_rate=float(self.learning_rate),
+            samples_per_class=self.samples_per_class,
+            validation_digest=validation_digest,
+            tolerance_ppm=to_ppm(self.tolerance),
+            readers=self.reader_keys(),
+        )
 
     def allowlist(self) -> Sequence[str] | None:
         """The accounts to enrol, or None if enrolment is open."""

@@ -7,7 +7,7 @@ import pytest
 from eth_account.signers.local import LocalAccount
 from eth_utils.crypto import keccak
 
-from flower_chain.errors import Reverted
+from flower_chain.errors import LedgerError, Reverted
 from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger, Receipt
 from flower_chain.ledger import federation as module
 from flower_chain.ledger.base import GAS_LIMIT
@@ -217,6 +217,74 @@ class TestSubmit:
         assert verdict.signed == signed
 
 
+class TestCollect:
+    def test_records_what_is_not_recorded_yet_and_tells_all(
+        self, federation: Federation, devices: list[LocalAccount], sent: list[Receipt]
+    ) -> None:
+        early, late = (contribute(federation, device) for device in devices[:2])
+        (verdict,) = federation.submit([early])
+        version = federation.collect(0, [early, late])
+        assert [v.signed for v in version.verdicts] == [early, late]
+        assert version.verdicts[0] == verdict
+        assert version.closed
+        assert len(sent) == 2
+
+    def test_nothing_comes_in_afterwards(
+        self, federation: Federation, devices: list[LocalAccount]
+    ) -> None:
+        federation.collect(0, [])
+        assert reasons(federation.submit([contribute(federation, devices[0])])) == [
+            Refusal.VERSION_CLOSED
+        ]
+
+    def test_of_a_closed_version_tells_what_there_is(
+        self, federation: Federation, devices: list[LocalAccount], sent: list[Receipt]
+    ) -> None:
+        first = federation.collect(0, [contribute(federation, devices[0])])
+        assert federation.collect(0, [contribute(federation, devices[1])]) == first
+        assert len(sent) == 1
+
+    def test_of_another_version_is_refused(self, federation: Federation) -> None:
+        with pytest.raises(LedgerError, match="the ledger is at version 0, this run at 1"):
+            federation.collect(1, [])
+        assert not federation.current().closed
+
+    def test_tells_the_current_version_alone(
+        self, federation: Federation, devices: list[LocalAccount]
+    ) -> None:
+        federation.collect(0, [contribute(federation, devices[0])])
+        federation.settle([devices[0].address], seed_of(0), model_of(1))
+        late = contribute(federation, devices[1], version=1)
+        version = federation.collect(1, [late])
+        assert [v.signed for v in version.verdicts] == [late]
+        assert (version.number, version.model) == (1, model_of(1))
+        assert version == federation.history().versions[1]
+
+
+def refuse(federation: Federation, findings: list[Finding]) -> None:
+    """Each in a transaction of its own."""
+    assert federation._account is not None
+    for finding in findings:
+        federation.contract.transact(
+            federation._account, "refuse", finding.device, int(finding.reason)
+        )
+
+
+class TestSettleAgain:
+    def test_what_is_found_after_payments_began_is_paid_and_left_out(
+        self, federation: Federation, devices: list[LocalAccount]
+    ) -> None:
+        one, two = devices[:2]
+        federation.collect(0, [contribute(federation, device) for device in (one, two)])
+        federation.contract.transact(federation._account, "pay", [one.address])
+        finding = Finding(one.address, Refusal.NOT_STORED)
+        federation.settle(addresses([one, two]), seed_of(0), model_of(1), [finding])
+        version = federation.history().versions[0]
+        assert [v.device for v in version.accepted] == [two.address]
+        assert {v.device for v in version.payable} == {one.address, two.address}
+        assert {p.device for p in version.payments} == {one.address, two.address}
+
+
 class TestRefuse:
     def test_what_was_accepted_is_no_longer(
         self, federation: Federation, devices: list[LocalAccount]
@@ -227,7 +295,7 @@ class TestRefuse:
             Finding(NOBODY, Refusal.NO_ANSWER),
             Finding(devices[4].address, Refusal.DEVICE_ERROR),
         ]
-        federation.refuse(findings)
+        refuse(federation, findings)
         (version,) = federation.history().versions
         assert version.findings == findings
         kept = [verdict.signed.contribution.device for verdict in version.accepted]
@@ -236,7 +304,7 @@ class TestRefuse:
     def test_who_was_refused_can_not_contribute_to_the_version(
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
-        federation.refuse([Finding(devices[0].address, Refusal.DEVICE_ERROR)])
+        refuse(federation, [Finding(devices[0].address, Refusal.DEVICE_ERROR)])
         verdicts = federation.submit([contribute(federation, devices[0])])
         assert reasons(verdicts) == [Refusal.SECOND_CONTRIBUTION]
 
@@ -244,7 +312,7 @@ class TestRefuse:
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
         federation.submit([contribute(federation, device) for device in devices[:2]])
-        federation.refuse([Finding(devices[0].address, Refusal.NOT_STORED)])
+        refuse(federation, [Finding(devices[0].address, Refusal.NOT_STORED)])
         settlement = federation.settle(addresses(devices[:2]), seed_of(0), model_of(1))
         assert [payment.device for payment in settlement.payments] == [devices[1].address]
 
@@ -252,13 +320,7 @@ class TestRefuse:
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
         with pytest.raises(Reverted, match=r"^NotAFinding\(7\)$"):
-            federation.refuse([Finding(devices[0].address, Refusal.WORTHLESS)])
-
-    def test_nothing_found_is_nothing_sent(
-        self, federation: Federation, sent: list[Receipt]
-    ) -> None:
-        federation.refuse([])
-        assert sent == []
+            refuse(federation, [Finding(devices[0].address, Refusal.WORTHLESS)])
 
 
 class TestSettle:
@@ -402,7 +464,7 @@ class TestBatches:
         self, federation: Federation, devices: list[LocalAccount], sent: list[Receipt]
     ) -> None:
         findings = [Finding(device.address, Refusal.OVERSIZE) for device in devices[:5]]
-        federation.refuse(findings)
+        federation.settle([], seed_of(0), model_of(1), findings)
         assert federation.history().versions[0].findings == findings
         assert len(sent) == 3
 
@@ -472,7 +534,7 @@ class TestHistory:
             + [contribute(federation, one)]
         )
         finding = Finding(two.address, Refusal.FALSE_EVIDENCE)
-        federation.refuse([finding])
+        refuse(federation, [finding])
         paid = federation.settle(addresses([one, three, four]), seed_of(0), model_of(1, 5))
         first_sent = sent.copy()
         sent.clear()
@@ -536,7 +598,7 @@ class TestHistory:
         request: pytest.FixtureRequest,
     ) -> None:
         federation.submit([contribute(federation, device) for device in devices])
-        federation.refuse([Finding(devices[1].address, Refusal.NOT_FINITE)])
+        refuse(federation, [Finding(devices[1].address, Refusal.NOT_FINITE)])
         federation.settle(addresses(devices), seed_of(0), model_of(1))
         federation.finish()
         there = read_again(federation, tmp_path, lambda: request.getfixturevalue("anvil"))

@@ -33,7 +33,7 @@ from flower_chain.rules.record_and_reward import (
     open_error,
     quality,
 )
-from flower_chain.run import Run
+from flower_chain.run import Funds, Run
 from flower_chain.updates import Arrays, Format
 
 Table = NDArray[np.float64]
@@ -542,7 +542,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         tolerance_ppm=0,
         readers="",
     )
-    run = Run.create(path, "embedded", OWNER, plan, MODEL, UNMEASURED, None, 10**18)
+    run = Run.start(path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED)
     run.federation.enrol([device.address for device in DEVICES])
     yield run.federation
     run.close()

@@ -50,6 +50,13 @@ def test_what_is_put_can_be_got_under_its_cid(store: DirectoryStore) -> None:
     assert (store.path / CID).read_bytes() == DATA
 
 
+def test_bytes_of_another_cid_than_expected_are_not_stored(store: DirectoryStore) -> None:
+    assert store.put(DATA, CID) == CID
+    with pytest.raises(Damaged, match=f"the 7 bytes are not those of {CID}"):
+        store.put(b"another", CID)
+    assert cid_of(b"another") not in store
+
+
 def test_another_store_on_the_directory_finds_it(store: DirectoryStore) -> None:
     store.put(DATA)
     assert DirectoryStore(store.path).get(CID) == DATA

@@ -1,15 +1,19 @@
 """The same round on a real node: one line of configuration."""
 
-import pytest
-from federation import OWNER, Federation
+from signal import SIGTERM
+from threading import Timer
 
-from flower_chain.errors import ConfigError, NodeError, WrongChain
+import pytest
+from federation import OWNER, Federation, give
+from flwr.app import RecordDict
+
+from flower_chain.errors import LedgerError, NodeError, WrongChain
 from flower_chain.ledger import JsonRpcLedger
 from flower_chain.run import Run
 
 
 def test_a_run_on_a_node_is_recorded_paid_and_verified(tmp_path, anvil):
-    fund(anvil)
+    give(anvil, OWNER.address)
     federation = Federation(tmp_path, devices=3)
     outcome = federation.run(rounds=2, ledger=anvil)
     assert [len(version.accepted) for version in outcome.history.versions] == [3, 3, 0]
@@ -18,7 +22,7 @@ def test_a_run_on_a_node_is_recorded_paid_and_verified(tmp_path, anvil):
 
 
 def test_a_node_on_another_chain_than_the_run_is_refused(tmp_path, anvil):
-    fund(anvil)
+    give(anvil, OWNER.address)
     outcome = Federation(tmp_path, devices=2).run(ledger=anvil)
     pointers = outcome.path / "run.json"
     chain_id = outcome.run.pointers.chain_id
@@ -42,13 +46,69 @@ def test_an_unreachable_node_ends_the_run_before_training(tmp_path):
     assert federation.grid.said == []
 
 
-def test_a_folder_that_holds_a_run_is_not_used_again(tmp_path):
-    Federation(tmp_path, devices=2).run()
-    with pytest.raises(ConfigError, match="holds a run already"):
-        Federation(tmp_path, devices=2).run()
+@pytest.fixture
+def node(start_anvil, tmp_path):
+    """A node that keeps its chain when it is stopped."""
+    started = start_anvil("--state", str(tmp_path / "state.json"))
+    give(started.url, OWNER.address)
+    return started
 
 
-def fund(url: str) -> None:
-    """Give the owner what gas costs."""
-    ledger = JsonRpcLedger(url)
-    ledger._web3.provider.make_request("anvil_setBalance", [OWNER.address, hex(10**21)])
+def test_a_node_that_is_away_for_a_while_holds_the_run_up(tmp_path, node):
+    federation = Federation(tmp_path, devices=2)
+    back = []
+
+    def go_away():
+        node.stop(SIGTERM)
+        back.append(Timer(1.5, node.start))
+        back[-1].start()
+
+    federation.devices[0].before_training = once(go_away)
+    outcome = federation.run(rounds=2, ledger=node.url)
+    assert len(back) == 1
+    assert [len(version.accepted) for version in outcome.history.versions] == [2, 2, 0]
+    outcome.verify()
+
+
+def test_a_node_that_stays_away_ends_the_run_and_nothing_is_lost(tmp_path, node, monkeypatch):
+    federation = Federation(tmp_path, devices=2)
+    monkeypatch.setattr(JsonRpcLedger.__init__, "__defaults__", (None, 1, 60.0, 1.0))
+    federation.devices[0].before_training = once(lambda: node.stop(SIGTERM))
+    with pytest.raises(NodeError, match=f"no node answers at {node.url} .*, tried for 1 s"):
+        federation.run(rounds=2, ledger=node.url)
+    node.start()
+    outcome = federation.run(rounds=2, ledger=node.url)
+    assert [len(version.accepted) for version in outcome.history.versions] == [2, 2, 0]
+    outcome.verify()
+
+
+def test_a_reorganisation_deeper_than_was_waited_for_ends_the_run_which_goes_on_then(
+    tmp_path, node
+):
+    federation = Federation(tmp_path, devices=2)
+    depth = []
+
+    def reorganise():
+        if len(federation.devices[0].trained) == 1:
+            depth.append(node.ask("anvil_reorg", 2, []))
+
+    federation.devices[0].before_training = reorganise
+    with pytest.raises(LedgerError, match="the ledger is at version 0, this run at 1"):
+        federation.run(rounds=3, ledger=node.url)
+    for device in federation.nodes:
+        device.context.state = RecordDict()  # another run of Flower's
+    outcome = federation.run(rounds=3, ledger=node.url)
+    assert len(depth) == 1
+    assert [len(version.accepted) for version in outcome.history.versions] == [2, 2, 2, 0]
+    outcome.verify()
+
+
+def once(action):
+    """A function that does it the first time."""
+    done = []
+
+    def do():
+        if not done:
+            done.append(action())
+
+    return do

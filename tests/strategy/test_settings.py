@@ -11,6 +11,7 @@ from flower_chain import Settings
 from flower_chain.errors import ConfigError, KeyFileError
 from flower_chain.keys import HOME
 from flower_chain.strategy.settings import read_accounts
+from flower_chain.updates import Format
 
 ONE = Account.from_key(b"\1" * 32).address
 OTHER = Account.from_key(b"\2" * 32).address
@@ -103,6 +104,21 @@ def test_a_value_that_no_run_can_have_is_refused_before_anything_is_deployed(
     assert not (trio.path / "run").exists()
 
 
+# --- the ledger -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@node.example", "http://:secret@n.example/v3"])
+def test_a_password_in_the_url_of_a_node_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"ledger = .*\*\*\*@.*write \$\{NAME\}") as told:
+        Settings(run="runs/one", ledger=url)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["https://me:${WORD}@node.example", "https://node.example/${KEY}"])
+def test_a_secret_from_the_environment_is_not(url: str) -> None:
+    assert Settings(run="runs/one", ledger=url).ledger == url
+
+
 # --- money ---------------------------------------------------------------------------------------
 
 
@@ -111,11 +127,12 @@ def test_a_value_that_no_run_can_have_is_refused_before_anything_is_deployed(
     [(0.001, 10**15), (0.1, 10**17), (1, 10**18), (1000.0, 10**21), (1e-18, 1), (0.3, 3 * 10**17)],
 )
 def test_tokens_are_exact_in_the_smallest_unit(tokens: float, units: int) -> None:
-    assert Settings(run="runs/one", pool=tokens).pool_units == units
+    assert Settings(run="runs/one", pool=tokens).funds.pool == units
 
 
 def test_the_rate_is_exact_too() -> None:
-    assert Settings(run="runs/one", rate=0.001).rate_units == 10**15
+    plan = Settings(run="runs/one", rate=0.001).plan(Format.of({}), "00", "FedAvg")
+    assert plan.rate == 10**15
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**9))
@@ -123,7 +140,7 @@ def test_a_decimal_number_of_tokens_is_exact(whole: int, millionths: int) -> Non
     tokens = float(f"{whole}.{millionths % 10**6:06}")
 
     expected = whole * 10**18 + millionths % 10**6 * 10**12
-    assert Settings(run="runs/one", pool=tokens).pool_units == expected
+    assert Settings(run="runs/one", pool=tokens).funds.pool == expected
 
 
 # --- run-config ----------------------------------------------------------------------------------
@@ -173,11 +190,11 @@ def test_a_key_file_that_is_named_must_be_there(tmp_path: Path) -> None:
 
 
 def test_the_tokens_address_becomes_a_checksum_address() -> None:
-    assert Settings(run="runs/one", token=ONE.lower()).token_address == ONE
+    assert Settings(run="runs/one", token=ONE.lower()).funds.token == ONE
 
 
 def test_without_a_token_there_is_none() -> None:
-    assert Settings(run="runs/one").token_address is None
+    assert Settings(run="runs/one").funds.token is None
 
 
 def test_enrolment_is_open_if_nothing_is_said() -> None:

@@ -14,6 +14,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from local_grid import LocalGrid, Meddler, Node
 from softmax import Device, examiner, fresh, record
+from web3 import Web3
 
 from flower_chain import RecordAndReward, Settings, messages, updates
 from flower_chain.client.app import device_account
@@ -60,7 +61,7 @@ class Outcome:
         """Accounts and reasons, from the contract and from the owner."""
         found = self.history.versions[version]
         by_contract = [(v.signed.contribution.device, v.reason) for v in found.verdicts if v.reason]
-        return by_contract + [(finding.device, finding.reason) for finding in found.findings]
+        return by_contract + [(f.device, f.reason) for f in found.findings + found.left_out]
 
     def model(self, version: int) -> Arrays:
         """T_k as it is in the store."""
@@ -137,6 +138,13 @@ def everybody(kind: type[FedAvg], federation: Federation, **options: Any) -> Fed
     """A Flower strategy that trains on all nodes and leaves evaluation out."""
     nodes = len(federation.grid.nodes)
     return kind(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes, **options)
+
+
+def give(url: str, *accounts: str) -> None:
+    """What gas costs."""
+    web3 = Web3(Web3.HTTPProvider(url))
+    for account in accounts:
+        web3.provider.make_request("anvil_setBalance", [account, hex(10**21)])
 
 
 def contribution_in(reply: Message) -> tuple[Signed, bytes | None]:

@@ -1,0 +1,152 @@
+"""A real run whose server is killed at random moments, again and again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from flower_chain import keys
+from flower_chain.ledger.federation import History
+from flower_chain.run import Run
+from flower_chain.verify import verify
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "apps/digits"))
+
+from digits.server_app import examiner  # noqa: E402 (an app is no package of ours)
+
+KILLS = 25
+DEVICES = 4
+MARK = "FLOWER_CHAIN_TEST"
+PATIENCE = 300
+ALL_ACCEPTED = "chain.clear=1.0 chain.harm=1.0"
+
+
+def processes(mark: str) -> list[int]:
+    """All processes that a server started, whatever their session and parent."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if f"{MARK}={mark}\0".encode() in environment:
+            found.append(int(entry.name))
+    return found
+
+
+def kill(mark: str) -> None:
+    """SIGKILL to everything at once, until nothing is left."""
+    while alive := processes(mark):
+        for process in alive:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.05)
+
+
+@contextmanager
+def serving(folder: Path, rounds: int) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+    """A real `flwr run` with its own SuperLink; whatever is left of it in the end is killed."""
+    mark, log = str(folder), folder / "log.txt"
+    folder.mkdir(exist_ok=True)
+    options = (
+        f'chain.run="{folder}/run" chain.keys="{folder}/keys" num-devices={DEVICES} '
+        f"num-server-rounds={rounds} local-epochs=1 {ALL_ACCEPTED}"
+    )
+    command = [str(ROOT / "apps/simulate"), str(ROOT / "apps/digits"), "--run-config", options]
+    command += ["--federation-config", f"num-supernodes={DEVICES} client-resources-num-cpus=1"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {MARK: mark, "TMPDIR": str(folder)},
+        )
+    try:
+        yield process, log
+    finally:
+        kill(mark)
+        process.wait()
+
+
+def until(condition: Callable[[], bool], log: Path) -> None:
+    """Wait for what the server says or does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited for {PATIENCE} s:\n{log.read_text()[-3000:]}")
+        time.sleep(0.02)
+
+
+def history(folder: Path) -> History:
+    """What the ledger holds, if there is a run yet."""
+    if not (folder / "run" / "run.json").exists():
+        return History()
+    with closing(Run.open(folder / "run")) as run:
+        return run.federation.history()
+
+
+def finish(folder: Path, rounds: int) -> Run:
+    """Let a run come to its end."""
+    with serving(folder, rounds) as (process, log):
+        until(lambda: process.poll() is not None, log)
+        assert process.returncode == 0, log.read_text()[-3000:]
+    return Run.open(folder / "run")
+
+
+def account_of(run: Run) -> list[object]:
+    """What must be the same in every run of as many rounds on the same devices."""
+    found = run.federation.history()
+    held = run.token.call("balanceOf", run.federation.contract.address)
+    assert held == run.federation.pool + sum(found.credited.values())
+    assert sum(found.credited.values()) == sum(v.due for k in found.versions for v in k.accepted)
+    return [
+        (k.number, k.settled, len(k.verdicts), len(k.accepted), len(k.payments), len(k.findings))
+        for k in found.versions
+    ]
+
+
+def checked(run: Run) -> dict[str, int]:
+    """What an auditor with everything finds."""
+    owner = keys.load(run.store.path.parent / "owner.key")  # type: ignore[attr-defined]
+    *_, report = verify(run, owner, examiner())
+    return report.checked
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moments, killed = random.Random(3), tmp_path / "killed"
+    known: list[bytes] = []
+    progress = []
+    for number in range(KILLS):
+        with serving(killed, rounds=10_000) as (_, log):
+            if number % 5:  # while it trains, records or settles
+                until(lambda log=log: b"[ROUND" in log.read_bytes(), log)
+                time.sleep(moments.uniform(0, 3))
+            else:  # while it starts
+                time.sleep(moments.uniform(0, 12))
+        found = [version.model.digest for version in history(killed).versions]
+        assert found[: len(known)] == known, "a version was lost or changed"
+        progress.append(len(found) - len(known))
+        known = found
+
+    rounds = len(known) + 1
+    resumed = finish(killed, rounds)
+    left_alone = finish(tmp_path / "left-alone", rounds)
+
+    assert account_of(resumed) == account_of(left_alone)
+    assert account_of(resumed)[:-1] == [(k, True, *[DEVICES] * 3, 0) for k in range(rounds)]
+    assert checked(resumed) == checked(left_alone)
+    with capsys.disabled():
+        print(f"\n{KILLS} kills, {rounds} rounds; versions published in each life: {progress}")
