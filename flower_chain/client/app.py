@@ -12,6 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
 from flower_chain import envelope, keys, messages, updates
+from flower_chain.client.own_node import OwnNode
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.client.validation import Log, current, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
@@ -40,6 +41,9 @@ class ClientApp(FlowerClientApp):
     keystore: ``key-file`` in the SuperNode's ``--node-config``, or for simulations
     ``device-<partition-id>.key`` in the folder ``chain.keys`` of the run-config. A keystore's
     password is read from the environment variable ``FLOWER_CHAIN_PASSWORD``.
+
+    With ``ledger`` in the ``--node-config``, the URL of a node, the device checks there what it is
+    told, and submits its contribution itself, for which its account needs gas; else the owner does.
 
     Under a strategy that isn't ours it behaves as Flower's own.
 
@@ -146,6 +150,12 @@ class ClientApp(FlowerClientApp):
         received = _single(message.content.array_records)
         check_model(received, request)
         owner = check_owner(request, context)
+        account = device_account(context)
+        node = OwnNode.of(context, request.domain, account)
+        if node is not None:
+            node.check(request, owner)
+            if (sent := node.sent_before(request.task.version)) is not None:
+                return Message(sent, reply_to=message)
         with logging(samples) as log:
             reply = super().__call__(message, context)
         if reply.has_error():
@@ -154,7 +164,6 @@ class ClientApp(FlowerClientApp):
         if log.returned != [_data(trained)]:
             log.probabilities.clear()  # a mod changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
-        account = device_account(context)
         update = updates.difference(_numpy(trained), _numpy(received))
         digest, sealed = envelope.close(
             update, [owner, *request.plan.reader_keys], request.domain, account.address
@@ -169,7 +178,10 @@ class ClientApp(FlowerClientApp):
             errors,
         )
         signed = Signed(contribution, sign(contribution.encode(request.domain), account))
-        return _seal_reply(reply, signed, sealed, context)
+        reply = _seal_reply(reply, signed, sealed, context)
+        if node is not None:
+            node.submit(signed, sealed, reply.content)
+        return reply
 
     def _errors(
         self,

@@ -1,0 +1,141 @@
+"""A device with access to a node of its own: it checks what it is told, and submits itself."""
+
+import json
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.common import log
+
+from flower_chain import durable, messages
+from flower_chain.errors import TaskRefused
+from flower_chain.keys import address_of
+from flower_chain.ledger import Contract, JsonRpcLedger
+from flower_chain.ledger.federation import Federation
+from flower_chain.messages import Request
+from flower_chain.records import Domain, Signed
+from flower_chain.store import DirectoryStore
+from flower_chain.store.cid import cid_from_bytes
+
+BYTES = ("digest", "cid", "signature")
+"""What JSON holds in hex."""
+
+
+class OwnNode:
+    """What a device reads from the ledger and writes to it, without the owner in between.
+
+    Parameters
+    ----------
+    url : str
+        Of the node's JSON-RPC endpoint.
+    domain : Domain
+        Where the run is.
+    account : LocalAccount
+        The device's; pays for gas.
+    outbox : Path
+        Folder for the last contribution: whoever asks for it again gets the same.
+
+    Raises
+    ------
+    LedgerError
+        If the node can't be reached, or is on another chain.
+    """
+
+    def __init__(self, url: str, domain: Domain, account: LocalAccount, outbox: Path) -> None:
+        ledger = JsonRpcLedger(url, domain.chain_id)
+        self._contract = Contract(ledger, domain.contract, "RecordAndReward")
+        self._federation = Federation(self._contract, account)
+        self._account = account
+        self._outbox = outbox
+
+    @classmethod
+    def of(cls, context: Context, domain: Domain, account: LocalAccount) -> "OwnNode | None":
+        """The node that the SuperNode's ``--node-config`` names under ``ledger``, if it does."""
+        url = context.node_config.get("ledger")
+        if url is None:
+            return None
+        key_file = str(context.node_config.get("key-file", account.address))
+        return cls(str(url), domain, account, Path(f"{key_file}.outbox"))
+
+    def check(self, request: Request, owner: bytes) -> None:
+        """Refuse a task that is not the one on the ledger.
+
+        Raises
+        ------
+        TaskRefused
+        """
+        version = self._contract.call("version")
+        task = request.task
+        pairs = {
+            "owner": (address_of(owner).lower(), self._contract.call("owner")),
+            "plan": (task.plan_digest, self._contract.call("planDigest")),
+            "version": (task.version, version),
+            "model": (task.model_digest, self._contract.call("models", version)[0]),
+        }
+        for name, (told, recorded) in pairs.items():
+            if told != recorded:
+                raise TaskRefused(
+                    f"the task's {name} is {_text(told)}, the ledger's {_text(recorded)}"
+                )
+
+    def sent_before(self, version: int) -> RecordDict | None:
+        """What the device sent for a version, if the ledger holds its contribution already.
+
+        Raises
+        ------
+        TaskRefused
+            If the device does not know any more what that was.
+        """
+        _, next_version, _ = self._contract.call("devices", self._account.address)
+        if next_version <= version:
+            return None
+        content = self._read()
+        found = messages.read_contribution(content)[0].contribution if content else None
+        if found is None or found.version != version:
+            raise TaskRefused(f"version {version}: the device has contributed, or was refused")
+        return content
+
+    def submit(self, signed: Signed, sealed: bytes, content: RecordDict) -> None:
+        """Record a contribution on the ledger; `content` is what the owner is sent."""
+        self._write(sealed, content)
+        (verdict,) = self._federation.submit([signed])
+        if verdict.reason:
+            log(WARNING, "The contract refused the contribution: %s", verdict.reason)
+
+    def _write(self, sealed: bytes, content: RecordDict) -> None:
+        store = DirectoryStore(self._outbox)
+        for old in self._outbox.iterdir():
+            old.unlink()
+        store.put(sealed)
+        kept = {
+            "contract": self._contract.address,
+            "record": dict(content.config_records[messages.RECORD]),
+            "metrics": {name: dict(record) for name, record in content.metric_records.items()},
+            "attached": messages.SEALED in content.array_records,
+        }
+        durable.replace(self._file, json.dumps(kept, default=bytes.hex).encode())
+
+    def _read(self) -> RecordDict | None:
+        if not self._file.exists():
+            return None
+        kept: dict[str, Any] = json.loads(self._file.read_bytes())
+        if kept["contract"] != self._contract.address:
+            return None
+        record = kept["record"] | {name: bytes.fromhex(kept["record"][name]) for name in BYTES}
+        content = RecordDict({name: MetricRecord(m) for name, m in kept["metrics"].items()})
+        content[messages.RECORD] = ConfigRecord(record)
+        signed, _ = messages.read_contribution(content)
+        if kept["attached"]:
+            sealed = DirectoryStore(self._outbox).get(cid_from_bytes(signed.contribution.cid))
+            messages.write_contribution(content, signed, sealed)
+        return content
+
+    @property
+    def _file(self) -> Path:
+        return self._outbox / "contribution.json"
+
+
+def _text(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,182 @@
+"""Devices that submit their own transactions, on a real node."""
+
+from pathlib import Path
+
+import pytest
+from federation import OWNER, TRAIN, Federation, Outcome, give
+from local_grid import silent
+from softmax import Device
+from web3 import Web3
+
+from flower_chain.errors import Reverted
+from flower_chain.ledger import Contract, JsonRpcLedger
+from flower_chain.ledger.federation import Federation as OnLedger
+from flower_chain.records import Contribution, Domain, Refusal, Signed, sign
+
+
+def mixed(path: Path, url: str, with_node: int = 2, **node_config: str) -> Federation:
+    """Devices with a node of their own, and one without."""
+    federation = Federation(path, devices=0)
+    for number in range(with_node):
+        federation.add(Device(number), ledger=url, **node_config)
+    federation.add(Device(with_node))
+    give(url, OWNER.address, *federation.accounts[:-1])
+    return federation
+
+
+def submitters(outcome: Outcome, url: str, version: int = 0) -> dict[str, str]:
+    """Who sent the transaction that each accepted contribution came in."""
+    web3 = Web3(Web3.HTTPProvider(url))
+    return {
+        verdict.device: web3.eth.get_transaction(verdict.event.receipt.transaction)["from"]
+        for verdict in outcome.history.versions[version].accepted
+    }
+
+
+def test_devices_submit_and_the_owner_relays_for_the_others(tmp_path: Path, anvil: str) -> None:
+    federation = mixed(tmp_path, anvil)
+    outcome = federation.run(rounds=2, ledger=anvil)
+
+    one, two, relayed = federation.accounts
+    for version in range(2):
+        found = submitters(outcome, anvil, version)
+        assert found == {one: one, two: two, relayed: OWNER.address}
+    assert outcome.refused(0) == outcome.refused(1) == []
+    assert outcome.verify()["aggregates"] == 2
+
+
+def test_a_device_may_share_a_store_with_the_owner(tmp_path: Path, anvil: str) -> None:
+    federation = mixed(tmp_path, anvil, store=str(tmp_path / "run" / "store"))
+    outcome = federation.run(ledger=anvil)
+
+    assert sorted(outcome.accepted()) == sorted(federation.accounts)
+
+
+class ServerDied(BaseException):
+    """At any moment."""
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["by message", "shared store"])
+def test_what_devices_submitted_before_the_server_died_is_not_lost(
+    tmp_path: Path, anvil: str, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    store = {"store": str(tmp_path / "run" / "store")} if shared else {}
+    federation = mixed(tmp_path, anvil, **store)
+
+    def die(*_: object) -> None:
+        raise ServerDied
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnLedger, "collect", die)
+        with pytest.raises(ServerDied):
+            federation.run(rounds=2, ledger=anvil)
+    outcome = federation.run(rounds=2, ledger=anvil)
+
+    assert [sorted(outcome.accepted(k)) for k in range(2)] == [sorted(federation.accounts)] * 2
+    trained = [len(device.trained) for device in federation.devices]
+    assert trained == [2, 2, 3]  # who was on the ledger already was not trained anew
+    assert outcome.verify()["aggregates"] == 2
+
+
+def test_a_contribution_whose_update_never_came_is_refused_and_holds_nothing_up(
+    tmp_path: Path, anvil: str
+) -> None:
+    federation = mixed(tmp_path, anvil)
+    federation.nodes[0].meddlers[TRAIN] = silent
+    outcome = federation.run(rounds=2, ledger=anvil)
+
+    lost = federation.accounts[0]
+    for version in range(2):
+        assert (lost, Refusal.NOT_STORED) in outcome.refused(version)
+        assert sorted(outcome.accepted(version)) == sorted(federation.accounts[1:])
+    assert outcome.verify()["aggregates"] == 2
+
+
+def on_ledger(outcome: Outcome, url: str, device: Device) -> OnLedger:
+    """The run as the device sees it."""
+    ledger = JsonRpcLedger(url)
+    contract = Contract(ledger, outcome.run.pointers.contract, "RecordAndReward")
+    return OnLedger(contract, device.account)
+
+
+def odd(device: Device, domain: Domain, version: int, **fields: bytes) -> Signed:
+    """A contribution as other software might make it."""
+    contribution = Contribution(
+        device.account.address, version, 5, b"\1" * 32, b"no cid", (1,), (), **fields
+    )
+    return Signed(contribution, sign(contribution.encode(domain), device.account))
+
+
+def test_bytes_that_are_no_errors_are_recorded_as_they_are(tmp_path: Path, anvil: str) -> None:
+    federation = mixed(tmp_path, anvil)
+    outcome = federation.run(ledger=anvil)
+    device = federation.devices[0]
+    found = on_ledger(outcome, anvil, device)
+    signed = odd(device, outcome.run.federation.domain, 1, rest=b"odd")
+
+    (verdict,) = found.submit([signed])
+    assert (verdict.reason, verdict.signed) == (Refusal.BAD_EVIDENCE, signed)
+    del federation.nodes[0], federation.devices[0]
+    outcome = federation.run(rounds=2, ledger=anvil)
+    assert outcome.refused(1) == [(device.account.address, Refusal.BAD_EVIDENCE)]
+    outcome.verify()
+
+
+def test_who_comes_after_the_version_was_closed_is_too_late(
+    tmp_path: Path, anvil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = mixed(tmp_path, anvil)
+    outcome = federation.run(ledger=anvil)
+    late = federation.add(Device(5), ledger=anvil)
+    device = federation.devices[-1]
+    give(anvil, device.account.address)
+    outcome.run.federation.enrol([device.account.address])
+    collect, heard = OnLedger.collect, []
+
+    def before_the_end(self: OnLedger, number: int, batch: list[Signed]) -> object:
+        version = collect(self, number, batch)
+        heard.append(self.version)
+        signed = odd(device, self.domain, self.version)
+        (verdict,) = on_ledger(outcome, anvil, device).submit([signed])
+        assert verdict.reason is Refusal.VERSION_CLOSED
+        return version
+
+    late.meddlers[TRAIN] = lambda *_: 1 / 0
+    late.app = federation.devices[0].app()  # it never gets to submit by itself
+    monkeypatch.setattr(OnLedger, "collect", before_the_end)
+    outcome = federation.run(rounds=2, ledger=anvil)
+
+    assert heard == [1]
+    assert (device.account.address, Refusal.VERSION_CLOSED) in outcome.refused(1)
+    outcome.verify()
+
+
+def test_a_stranger_can_not_submit(tmp_path: Path, anvil: str) -> None:
+    federation = mixed(tmp_path, anvil)
+    outcome = federation.run(ledger=anvil)
+    stranger = Device(7)
+    give(anvil, stranger.account.address)
+
+    with pytest.raises(Reverted, match="NotAMember"):
+        on_ledger(outcome, anvil, stranger).submit(
+            [odd(stranger, outcome.run.federation.domain, 1)]
+        )
+
+
+def test_a_device_with_a_node_refuses_what_the_ledger_does_not_hold(
+    tmp_path: Path, anvil: str
+) -> None:
+    federation = mixed(tmp_path, anvil)
+    federation.run(ledger=anvil)
+    node = federation.nodes[0]
+    ((question, _),) = [
+        pair
+        for pair in federation.grid.said
+        if pair[0].metadata.message_type == TRAIN
+        and pair[0].metadata.dst_node_id == node.context.node_id
+    ]
+
+    reply = node.answer(question)  # version 0 again, which is over
+    assert reply is not None
+    assert reply.has_error()
+    assert "the task's version is 0, the ledger's 1" in str(reply.error.reason)
