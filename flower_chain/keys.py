@@ -30,20 +30,38 @@ PASSWORD_VARIABLE = "FLOWER_CHAIN_PASSWORD"
 def load_or_create(path: Path) -> LocalAccount:
     """The account of the key file at `path`; a new one, not encrypted, where there is none.
 
-    Of several processes that come at once, one makes the key and the others load it. Where the
-    folder is missing it is made, open to its owner only.
+    Of several processes that come at once, one makes the key and the others load it.
 
     Raises
     ------
     KeyFileError
-        If the file can't be made, or for the reasons of :func:`load`.
+        For the reasons of :func:`load`, or those of :func:`create` but the first.
     """
-    try:
-        if not path.exists():
-            _create(path)
-    except OSError as error:
-        raise KeyFileError(f"can't make the key file {path}: {error}") from error
-    return load(path)
+    made = None if path.exists() else _create(path, None)
+    return made or load(path)
+
+
+def create(path: Path, password: str | None = None) -> LocalAccount:
+    """A new account, in a new key file; a missing folder is made, open to its owner only.
+
+    Parameters
+    ----------
+    path : Path
+        Where nothing is yet.
+    password : str, optional
+        Makes the file an encrypted keystore.
+
+    Raises
+    ------
+    KeyFileError
+        If a file is there already or can't be made, or the password is empty.
+    """
+    if password == "":
+        raise KeyFileError("the password is empty")
+    made = _create(path, password)
+    if made is None:
+        raise KeyFileError(f"{path} is there already: a key is never overwritten")
+    return made
 
 
 def load(path: Path, password: str | None = None) -> LocalAccount:
@@ -62,9 +80,20 @@ def load(path: Path, password: str | None = None) -> LocalAccount:
         If the file is missing, open to others or malformed, or the password missing or wrong.
     """
     text = _read(path)
-    if text.lstrip().startswith("{"):
+    if _is_keystore(text):
         return _decrypted(path, text, password)
     return _plain(path, text)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether :func:`load` needs a password for the key file at `path`.
+
+    Raises
+    ------
+    KeyFileError
+        If the file is missing or open to others.
+    """
+    return _is_keystore(_read(path))
 
 
 def public_key(account: LocalAccount) -> bytes:
@@ -85,19 +114,34 @@ def address_of(public_key: bytes) -> str:
     return to_checksum_address(keccak(public_key)[-20:])
 
 
-def _create(path: Path) -> None:
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+def _create(path: Path, password: str | None) -> LocalAccount | None:
+    """A new account in a new file; None where a file is."""
+    account: LocalAccount = Account.create()
+    text = f"0x{bytes(account.key).hex()}"
+    if password is not None:
+        text = json.dumps(Account.encrypt(account.key, password))
+    try:
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        is_new = _write_first(path, f"{text}\n")
+        sync_directory(path.parent)
+    except OSError as error:
+        raise KeyFileError(f"can't make the key file {path}: {error}") from error
+    return account if is_new else None
+
+
+def _write_first(path: Path, text: str) -> bool:
+    """Write a file, whole or not at all; False if another was first."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        _write(aside, f"0x{bytes(Account.create().key).hex()}\n")
+        _write(aside, text)
         # Unlike a rename, a link fails where another process was first, and keeps that key.
         os.link(aside, path)
     except FileExistsError:
-        return
+        return False
     finally:
         aside.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    return True
 
 
 def _write(path: Path, text: str) -> None:
@@ -128,6 +172,10 @@ def _check_mode(path: Path, mode: int) -> None:
             f"the key file {path} is open to others (mode {stat.S_IMODE(mode):04o}): "
             f"run chmod 600 {path}"
         )
+
+
+def _is_keystore(text: str) -> bool:
+    return text.lstrip().startswith("{")
 
 
 def _plain(path: Path, text: str) -> LocalAccount:

@@ -10,7 +10,15 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 
 from flower_chain.errors import FormatError, KeyFileError
-from flower_chain.keys import PASSWORD_VARIABLE, address_of, load, load_or_create, public_key
+from flower_chain.keys import (
+    PASSWORD_VARIABLE,
+    address_of,
+    create,
+    is_encrypted,
+    load,
+    load_or_create,
+    public_key,
+)
 
 # The first account of Hardhat's and Foundry's well-known test mnemonic.
 KEY = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
@@ -86,6 +94,30 @@ class TestLoadOrCreate:
         (tmp_path / "file").touch()
         with pytest.raises(KeyFileError, match=r"can't make the key file .*/file/device.key"):
             load_or_create(tmp_path / "file" / "device.key")
+
+
+class TestCreate:
+    def test_makes_a_key_that_loads_again(self, path: Path) -> None:
+        assert create(path).key == load(path).key
+        assert not is_encrypted(path)
+
+    def test_with_a_password_makes_a_keystore(self, path: Path) -> None:
+        made = create(path, "open sesame")
+        assert is_encrypted(path)
+        assert load(path, "open sesame").key == made.key
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert bytes(made.key).hex() not in path.read_text()
+
+    def test_an_empty_password_is_refused(self, path: Path) -> None:
+        with pytest.raises(KeyFileError, match="the password is empty"):
+            create(path, "")
+        assert not path.exists()
+
+    def test_never_overwrites_a_key(self, path: Path) -> None:
+        write(path, KEY)
+        with pytest.raises(KeyFileError, match="is there already"):
+            create(path)
+        assert path.read_text() == KEY
 
 
 class TestLoad:

@@ -55,7 +55,9 @@ def test_the_final_accuracy_on_the_test_set_is_at_least_093(demo):
 
 def test_honest_devices_are_accepted_and_faulty_ones_refused_in_nine_of_ten_rounds(shown, demo):
     accounts = {
-        number: flower_chain("account", demo.parent / f"keys/device-{number}.key").stdout.strip()
+        number: flower_chain(
+            "keys", "show", demo.parent / f"keys/device-{number}.key"
+        ).stdout.strip()
         for number in range(10)
     }
     accepted = {device["account"]: device["accepted"] for device in shown["devices"]}

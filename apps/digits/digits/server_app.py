@@ -18,19 +18,23 @@ def examiner(data: str = "digits") -> flower_chain.Examiner:
     return flower_chain.Examiner(held_out.x, held_out.y, predict)
 
 
+def model(data: str = "digits") -> ArrayRecord:
+    """The first model, always the same."""
+    torch.manual_seed(0)
+    return ArrayRecord(Net(load(data).test.x[0].size).state_dict())
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation."""
     config = context.run_config
     data, devices = str(config["data"]), int(config["num-devices"])
     test = load(data).test
-    torch.manual_seed(0)
-    net = Net(test.x[0].size)
     fedavg = FedAvg(min_train_nodes=devices, min_available_nodes=devices, fraction_evaluate=0.0)
     strategy = flower_chain.wrap(fedavg, context, examiner(data))
     strategy.start(
         grid,
-        ArrayRecord(net.state_dict()),
+        model(data),
         num_rounds=int(config["num-server-rounds"]),
         evaluate_fn=lambda _, arrays: _accuracy(arrays, test),
     )

@@ -1,11 +1,10 @@
 """The command line."""
 
 import json
-import stat
 from pathlib import Path
 
 import pytest
-from federation import OWNER, TOKEN, Federation, signing
+from federation import TOKEN, Federation, signing
 from typer.testing import CliRunner, Result
 
 from flower_chain.cli import app
@@ -73,14 +72,3 @@ def test_a_folder_without_a_run_is_told_in_one_line(tmp_path):
     assert done.exit_code == 1
     assert len(done.output.strip().splitlines()) == 1
     assert "holds no run" in done.output
-
-
-def test_account_makes_a_key_once_and_keeps_it(tmp_path):
-    key = tmp_path / "device.key"
-    first, second = call("account", key), call("account", key)
-    assert first.output == second.output
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
-
-
-def test_account_reads_a_key_that_is_there(run):
-    assert call("account", run.parent / "owner.key").output.strip() == OWNER.address

@@ -1,0 +1,15 @@
+"""flower-chain: begin a run, pay for it, look at it, check it."""
+
+import typer
+
+from flower_chain.cli import accounts, deploy, look, money
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app.add_typer(accounts.app, name="keys")
+app.command()(deploy.deploy)
+app.command()(money.enrol)
+app.command()(money.fund)
+app.command()(money.withdraw)
+app.command()(money.finish)
+app.command()(look.show)
+app.command(name="verify")(look.verify_run)

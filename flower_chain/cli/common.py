@@ -1,0 +1,74 @@
+"""What all commands share: how they print, how they fail, and what they are called with."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from eth_account.signers.local import LocalAccount
+from rich.console import Console
+from rich.markup import escape
+
+from flower_chain import keys
+from flower_chain.errors import ConfigError, FlowerChainError
+from flower_chain.examiner import Examiner
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run's records.")]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option("--ledger", help="URL of a node of your own, if the run is on a node's chain."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen; send nothing.")]
+
+
+@contextmanager
+def reporting(as_json: bool = False) -> Iterator[None]:
+    """One line for what goes wrong on purpose, and exit status 1."""
+    try:
+        yield
+    except FlowerChainError as fault:
+        if as_json:
+            print(json.dumps({"verified": False, "error": type(fault).__name__, "why": str(fault)}))
+        else:
+            console.print(f"[red]{type(fault).__name__}[/] {escape(str(fault))}", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def account_of(key_file: Path) -> LocalAccount:
+    """The account of a key file; who sits at a terminal is asked for the password of a keystore."""
+    ask = keys.PASSWORD_VARIABLE not in os.environ and sys.stdin.isatty()
+    password = None
+    if ask and keys.is_encrypted(key_file):
+        password = typer.prompt(f"Password of {key_file}", hide_input=True, err=True)
+    return keys.load(key_file, password)
+
+
+def made_by(option: str, name: str) -> Any:
+    """What MODULE:FUNCTION, the value of `option`, returns.
+
+    Raises
+    ------
+    ConfigError
+        If it can't be called.
+    """
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError, ValueError) as fault:
+        raise ConfigError(f"{option} {name}: {fault}") from fault
+
+
+def examiner_of(name: str) -> Examiner:
+    """The Examiner that MODULE:FUNCTION returns, or ConfigError."""
+    made = made_by("--examiner", name)
+    if not isinstance(made, Examiner):
+        raise ConfigError(f"--examiner {name}: it returned {made!r}, not an Examiner")
+    return made
