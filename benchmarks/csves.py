@@ -9,10 +9,8 @@ An update is measured from two models: T_0, drawn afresh for each instance, and 
 federated averaging over such devices has brought to a given accuracy.
 """
 
-import gzip
 import hashlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,49 +24,44 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import typer
+from mnist import (
+    BATCH,
+    CLASSES,
+    DEFAULT,
+    DEFAULT_DATA,
+    Model,
+    NDArray,
+    Optimizer,
+    Samples,
+    build,
+    check_data,
+    get_arrays,
+    predict,
+    read_mnist,
+    set_arrays,
+    train,
+)
 from report import Claim, Table, claims_table, write_json
 from rich.console import Console
 from rich.progress import track
+from terms import Terms
 from torch import nn
-from torch.nn import functional
 
 from flower_chain.examiner import Examiner
-from flower_chain.records import PPM, Contribution, Refusal, to_ppm
+from flower_chain.records import PPM, Contribution, Refusal
 from flower_chain.rules.record_and_reward import Rule, ends, error_rate, evidence, judge
-from flower_chain.strategy.settings import Settings
 from flower_chain.updates import Arrays
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-NDArray = np.ndarray[Any, np.dtype[Any]]
-Samples = tuple[NDArray, NDArray]
-
-CLASSES = 10
 POINTS = 1000
 VALIDATION_POINTS = 100
 EPOCHS = 5
-BATCH = 32
 DEVICES = 10
 MAX_ROUNDS = 60
-DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared/data/mnist"
-DEFAULT = ("mlp", "adam")
 
 console = Console()
-
-
-class Model(StrEnum):
-    """The models."""
-
-    MLP = "mlp"
-    CNN = "cnn"
-
-
-class Optimizer(StrEnum):
-    """The optimizers, with the step sizes that their tutorials use."""
-
-    ADAM = "adam"
-    SGD = "sgd"
 
 
 class Start(StrEnum):
@@ -194,103 +187,6 @@ class Update:
         return self.gain_errors if rule is Rule.GAIN else self.error_rates
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The terms of :class:`flower_chain.strategy.Settings` as they are unless somebody sets them.
-
-    A contribution's full price is ``POINTS * PPM``.
-    """
-
-    rule: Rule
-    threshold_ppm: int = to_ppm(Settings.threshold)
-    gain_ppm: int = to_ppm(Settings.gain)
-    clear_ppm: int = to_ppm(Settings.clear)
-    harm_ppm: int = to_ppm(Settings.harm)
-    least_ppm: int = to_ppm(Settings.least)
-    rate: int = PPM
-    max_data_cost: int = POINTS
-
-
-# --- the data and the models ---------------------------------------------------------------------
-
-
-def read_mnist(folder: Path, part: str) -> Samples:
-    """Images in [0, 1], shape (n, 784), and labels; `part` is ``train`` or ``t10k``."""
-    images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784).astype(np.float32) / 255
-    return x, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
-
-
-class _Images(nn.Module):
-    """Pixels in [-1, 1], as in Flower's own tutorials."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x.view(-1, 1, 28, 28) - 0.5) / 0.5
-
-
-def build(model: Model, seed: int) -> nn.Sequential:
-    """A model with weights drawn from `seed`."""
-    torch.manual_seed(seed)
-    if model is Model.MLP:
-        return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, CLASSES))
-    return nn.Sequential(
-        _Images(),
-        nn.Conv2d(1, 8, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256, 64),
-        nn.ReLU(),
-        nn.Linear(64, CLASSES),
-    )
-
-
-def get_arrays(net: nn.Module) -> Arrays:
-    """A copy of the model's weights."""
-    return {key: value.numpy().copy() for key, value in net.state_dict().items()}
-
-
-def set_arrays(net: nn.Module, arrays: Arrays) -> None:
-    """The inverse of :func:`get_arrays`."""
-    net.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
-
-
-@torch.no_grad()
-def predict(net: nn.Module, x: NDArray) -> NDArray:
-    """Class probabilities, shape (n, 10)."""
-    table: NDArray = net(torch.from_numpy(x)).softmax(dim=1).numpy()
-    return table
-
-
-def train(
-    net: nn.Module,
-    samples: Samples,
-    optimizer: Optimizer,
-    rng: np.random.Generator,
-    after_epoch: Callable[[], None] = lambda: None,
-) -> None:
-    """Five epochs of minibatches."""
-    step: torch.optim.Optimizer
-    if optimizer is Optimizer.ADAM:
-        step = torch.optim.Adam(net.parameters(), lr=1e-3, foreach=True)
-    else:
-        step = torch.optim.SGD(net.parameters(), lr=0.1, foreach=True)
-    for _ in range(EPOCHS):
-        order = rng.permutation(len(samples[1]))
-        x, y = (torch.from_numpy(part[order]) for part in samples)
-        for begin in range(0, len(y), BATCH):
-            step.zero_grad()
-            outputs = net(x[begin : begin + BATCH])
-            loss: Any = functional.cross_entropy(outputs, y[begin : begin + BATCH])
-            loss.backward()
-            step.step()
-        after_epoch()
-
-
 # --- one instance --------------------------------------------------------------------------------
 
 
@@ -352,7 +248,7 @@ def train_device(job: Job) -> Arrays:
     if job.arrays is not None:
         set_arrays(net, job.arrays)
     rng = _federation.rng(job.number, "training")
-    train(net, _federation.points(job.number), _federation.setup.optimizer, rng)
+    train(net, _federation.points(job.number), _federation.setup.optimizer, rng, EPOCHS)
     return get_arrays(net)
 
 
@@ -384,7 +280,7 @@ def make_update(
         return [*tables, *[predict(net, x)] * EPOCHS]
     samples = spoil(kind, federation.points(number), federation.classes(number), rng)
     optimizer = federation.setup.optimizer
-    train(net, samples, optimizer, rng, lambda: tables.append(predict(net, x)))
+    train(net, samples, optimizer, rng, EPOCHS, lambda: tables.append(predict(net, x)))
     return tables
 
 
@@ -723,17 +619,6 @@ least {terms.least_ppm / PPM:g}.
 The paper does not say what its faulty data were, nor from which model it began: random labels
 stand for them here, and both models are shown.
 """
-
-
-def check_data(folder: Path) -> None:
-    """End with one line on what is missing."""
-    if not (folder / "train-images-idx3-ubyte.gz").is_file():
-        print(
-            f"{folder} does not hold MNIST's four *-ubyte.gz files: name a folder that does with "
-            "--data or MNIST_DIR",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1)
 
 
 def main(

@@ -31,12 +31,14 @@ def replace(target: Path, data: bytes) -> None:
 def open_locked(path: Path) -> IO[bytes]:
     """Open a file that only one process may have open like this, made if it is not there.
 
+    It has no buffer: what could not be written once is not written when the file is closed.
+
     Raises
     ------
     BlockingIOError
         If another process has.
     """
-    file = path.open("a+b")
+    file = path.open("a+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.errors import Damaged, FormatError, NotStored, SealError, StoreError
+from flower_chain.errors import Damaged, FormatError, NotStored, SealError, TooLarge
 from flower_chain.records import Contribution, Domain, Refusal
 from flower_chain.store import Store
 from flower_chain.store.cid import cid_from_bytes
@@ -106,7 +106,7 @@ def fetch(store: Store, contribution: Contribution, model: Format, n_readers: in
         raise RefusedError(Refusal.NOT_STORED, str(fault)) from fault
     except (Damaged, FormatError) as fault:
         raise RefusedError(Refusal.WRONG_CID, str(fault)) from fault
-    except StoreError as fault:
+    except TooLarge as fault:
         raise RefusedError(Refusal.OVERSIZE, str(fault)) from fault
 
 

@@ -9,7 +9,8 @@
     ├── SealError            a sealed file that can't be opened
     ├── StoreError           the off-chain store
     │   ├── NotStored        nothing under that CID
-    │   └── Damaged          the bytes are not those of the CID
+    │   ├── Damaged          the bytes are not those of the CID
+    │   └── TooLarge         more bytes than are wanted
     ├── LedgerError          the chain
     │   ├── JournalError     the embedded ledger's journal is damaged, edited or in use
     │   ├── NodeError        the node can't be reached or gave no usable answer
@@ -50,6 +51,10 @@ class NotStored(StoreError):
 
 class Damaged(StoreError):
     """The stored bytes are not those that the CID names."""
+
+
+class TooLarge(StoreError):
+    """More bytes are stored under the CID than are wanted."""
 
 
 class LedgerError(FlowerChainError):

@@ -42,6 +42,7 @@ class Examiner:
         self._x, self._y = np.ascontiguousarray(x), np.ascontiguousarray(y, dtype=np.int64)
         self._predict = predict
         self._members = {int(label): np.flatnonzero(self._y == label) for label in np.unique(y)}
+        self._last: tuple[Arrays, NDArray] | None = None
 
     @property
     def digest(self) -> str:
@@ -51,7 +52,18 @@ class Examiner:
     def draw(
         self, seed: bytes, device: str, classes: Sequence[int], per_class: int
     ) -> tuple[NDArray, NDArray]:
-        """Samples for one device and version (papers/1 algorithm 2).
+        """Samples for one device and version: those that :meth:`choose` tells.
+
+        Returns
+        -------
+        x : ndarray, shape (n_samples, ...)
+        y : ndarray of int64, shape (n_samples,)
+        """
+        chosen = self.choose(seed, device, classes, per_class)
+        return self._x[chosen], self._y[chosen]
+
+    def choose(self, seed: bytes, device: str, classes: Sequence[int], per_class: int) -> NDArray:
+        """Which samples a device gets for a version (papers/1 algorithm 2).
 
         Parameters
         ----------
@@ -66,13 +78,12 @@ class Examiner:
 
         Returns
         -------
-        x : ndarray, shape (n_samples, ...)
-        y : ndarray of int64, shape (n_samples,)
+        ndarray of int64, shape (n_samples,)
+            Their places in the owner's data.
         """
-        chosen = np.concatenate(
+        return np.concatenate(
             [self._sample(seed, device, label, per_class) for label in self.known(classes)]
         )
-        return self._x[chosen], self._y[chosen]
 
     def known(self, classes: Sequence[int]) -> list[int]:
         """Of `classes` those that the owner has data of, ascending; all if there are none."""
@@ -83,7 +94,7 @@ class Examiner:
         rule: Rule,
         errors: Sequence[int],
         models: tuple[Arrays, Arrays],
-        samples: tuple[NDArray, NDArray],
+        chosen: NDArray,
         tolerance_ppm: int,
     ) -> bool:
         """Whether errors that a device reports are those of its update.
@@ -94,23 +105,45 @@ class Examiner:
         errors : sequence of int
             As in the contribution, in parts per million.
         models : tuple of Arrays
-            The model before and after the training.
-        samples : tuple of ndarray
-            What :meth:`draw` gave for the device.
+            The model before and after the training. That before is measured on all data, once for
+            all devices.
+        chosen : ndarray
+            What :meth:`choose` gave for the device.
         tolerance_ppm : int
             How far each may be off.
         """
-        x, y = samples
+        before, after = models
         try:
-            measured = evidence(rule, [self._predict(model, x) for model in models], y)
+            tables = self.probabilities(before)[chosen], self._ask(after, self._x[chosen])
+            measured = evidence(rule, tables, self._y[chosen])
         except FormatError:  # such a model gives no probabilities, so no device can have measured
             return False
         pairs = zip(ends(rule, errors), measured, strict=True)
         return all(abs(claimed - found) <= tolerance_ppm for claimed, found in pairs)
 
     def error(self, arrays: Arrays) -> int:
-        """Share of all validation data that a model gets wrong, in parts per million."""
-        return to_ppm(error_rate(self._predict(arrays, self._x), self._y))
+        """Share of all validation data that a model gets wrong, in parts per million.
+
+        Raises
+        ------
+        FormatError
+            If the model gives no class probabilities.
+        """
+        return to_ppm(error_rate(self.probabilities(arrays), self._y))
+
+    def probabilities(self, arrays: Arrays) -> NDArray:
+        """What a model says of all validation data; kept until another model is asked for."""
+        last = self._last
+        table = last[1] if last and _same(last[0], arrays) else self._ask(arrays, self._x)
+        self._last = arrays, table
+        return table
+
+    def _ask(self, arrays: Arrays, x: NDArray) -> NDArray:
+        """What the user's function says, which may fail in any way on a model that is far off."""
+        try:
+            return self._predict(arrays, x)
+        except Exception as fault:
+            raise FormatError(f"the examiner's predict failed: {fault!r}") from fault
 
     def _sample(self, seed: bytes, device: str, label: int, size: int) -> NDArray:
         members = self._members[label]
@@ -119,3 +152,9 @@ class Examiner:
             np.random.PCG64(int.from_bytes(hashlib.sha256(seed + text).digest(), "big"))
         )
         return generator.permutation(members)[:size]
+
+
+def _same(left: Arrays, right: Arrays) -> bool:
+    if left is right:
+        return True
+    return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)

@@ -16,6 +16,7 @@ The ledger and the store are all that a run needs to be continued after its serv
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -249,7 +250,7 @@ class Run:
         """
         pointers = Pointers.read(path / "run.json")
         if where not in (None, pointers.ledger) and EMBEDDED in (where, pointers.ledger):
-            raise _another("ledger", where, pointers.ledger)
+            raise _another("ledger", re.sub("//[^/?#]*@", "//***@", where or ""), pointers.ledger)
         with ExitStack() as undo:
             if pointers.ledger == EMBEDDED:
                 journal = path / "ledger.journal"
@@ -326,9 +327,10 @@ class Run:
         """Put the owner's money into the pool, unless that has been done."""
         assert self._account is not None
         contract = self.federation.contract
-        begins = self.federation.version == 0 and contract.call("totalCredits") == 0
-        if begins and self.pointers.pool and not self.token.call("balanceOf", contract.address):
-            self.token.transact(self._account, "transfer", contract.address, self.pointers.pool)
+        begins = self.federation.version == 0 and contract.call("round")[3] == 0
+        lacks = self.pointers.pool - self.token.call("balanceOf", contract.address)
+        if begins and lacks > 0:
+            self.token.transact(self._account, "transfer", contract.address, lacks)
 
 
 def seed_of(owner: LocalAccount, plan: Plan, version: int) -> bytes:

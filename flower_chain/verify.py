@@ -27,11 +27,11 @@ from flower_chain.updates import Arrays, apply, check_finite, digest, mean, pack
 OWNERS_WORD = (Refusal.UNREADABLE, Refusal.DEVICE_ERROR, Refusal.NO_ANSWER)
 """Findings about what is neither on the ledger nor in the store: only the owner saw it."""
 
-UNKEPT = {
-    Refusal.OVERSIZE: (Refusal.NOT_STORED,),
-    Refusal.WRONG_CID: (Refusal.NOT_STORED,),
-}
-"""Bytes that are not those of the contribution are not kept under its CID."""
+UNRECORDED = (*OWNERS_WORD, Refusal.BAD_SIGNATURE, Refusal.NOT_ENROLLED)
+"""Findings about nodes of which the ledger holds no contribution."""
+
+UNKEPT = (Refusal.NOT_STORED, Refusal.WRONG_CID, Refusal.OVERSIZE)
+"""Findings about bytes that were not there then; whoever sends them later disproves nothing."""
 
 
 @dataclass
@@ -90,7 +90,6 @@ class _Verifier:
         self._history: History = run.federation.history()
         self._report = Report()
         self._contributed: set[tuple[str, int]] = set()
-        self._refused: set[str] = set()
         self._paid = 0
         self._on_word = 0
 
@@ -110,7 +109,7 @@ class _Verifier:
         self._check_balances()
         if self._on_word:
             word = (
-                f"{self._on_word} findings about what only the owner saw: unreadable or no answers"
+                f"{self._on_word} findings about what only the owner saw: no, late or bad answers"
             )
             self._report.unchecked.append(word)
         yield self._report
@@ -223,21 +222,31 @@ class _Verifier:
             return model
         if updates is None or self._plan.aggregation != "mean":
             return None
-        return mean(model, updates, self._plan.learning_rate)
+        found = mean(model, updates, self._plan.learning_rate)
+        return found if _is_finite(found) else model
 
     # -- contributions ----------------------------------------------------------------------
 
     def _check_contributions(self, version: Version, model: Arrays) -> list[Arrays] | None:
         """The updates accepted for a version, by account; None if they can't be opened."""
-        self._refused = {finding.device for finding in version.findings}
         for verdict in version.verdicts:
             self._check_verdict(version, verdict)
+        if not version.settled:
+            self._leave_open(version)
+            return None
         for verdict in version.accepted:
             self._check_stored(version, verdict)
         self._check_findings(version, model)
         if self._owner is None:
             return None
         return [self._check_update(version, verdict, model) for verdict in version.accepted]
+
+    def _leave_open(self, version: Version) -> None:
+        """What the owner has not judged yet can't be checked."""
+        if version.accepted:
+            self._report.unchecked.append(
+                f"{len(version.accepted)} updates of version {version.number}: it is not settled"
+            )
 
     def _check_verdict(self, version: Version, verdict: Verdict) -> None:
         reason, due = self._judge(version, verdict)
@@ -264,7 +273,7 @@ class _Verifier:
             return Refusal.STALE_VERSION, 0
         if contribution.version > version.number:
             return Refusal.FUTURE_VERSION, 0
-        if verdict.reason is Refusal.VERSION_CLOSED and version.closed:
+        if verdict.reason is Refusal.VERSION_CLOSED and version.was_closed:
             return Refusal.VERSION_CLOSED, 0
         if self._had_contributed(version, verdict):
             return Refusal.SECOND_CONTRIBUTION, 0
@@ -279,9 +288,7 @@ class _Verifier:
         return since is not None and since < version.number
 
     def _had_contributed(self, version: Version, verdict: Verdict) -> bool:
-        """Whether the device had; a refusal uses up its contribution too."""
-        if verdict.device in self._refused:
-            return verdict.reason is Refusal.SECOND_CONTRIBUTION
+        """Whether the device had; an honest owner refuses nobody before the version is closed."""
         return (verdict.device, version.number) in self._contributed
 
     def _check_stored(self, version: Version, verdict: Verdict) -> None:
@@ -307,6 +314,11 @@ class _Verifier:
         by_device = {v.signed.contribution.device: v for v in version.verdicts if not v.reason}
         for finding in version.findings + version.left_out:
             verdict = by_device.get(finding.device)
+            if verdict is None and finding.reason not in UNRECORDED:
+                raise Unverified(
+                    f"version {version.number}, {finding.device}: refused for "
+                    f"{str(finding.reason)!r}, but the ledger accepted nothing of it"
+                )
             if verdict is None:
                 self._on_word += 1
             elif finding.reason in OWNERS_WORD:
@@ -332,7 +344,10 @@ class _Verifier:
             found = Refusal.FALSE_EVIDENCE if fits is False else Refusal.NONE
             if not _is_finite(apply(model, update)):
                 found = Refusal.NOT_FINITE
-        if found not in (reason, *UNKEPT.get(reason, ())):
+        if reason in UNKEPT and found != reason:
+            self._on_word += 1
+            return
+        if found != reason:
             raise Unverified(f"{where}: refused for {str(reason)!r}, but found {str(found)!r}")
         self._report.count("findings")
 
@@ -357,7 +372,7 @@ class _Verifier:
         if self._examiner is None or version.seed is None:
             return None
         contribution = verdict.signed.contribution
-        samples = self._examiner.draw(
+        chosen = self._examiner.choose(
             version.seed,
             contribution.device,
             contribution.classes,
@@ -367,7 +382,7 @@ class _Verifier:
         tolerance = self._plan.tolerance_ppm
         self._report.count("validation errors")
         return self._examiner.confirms(
-            self._plan.rule, contribution.errors, (model, trained), samples, tolerance
+            self._plan.rule, contribution.errors, (model, trained), chosen, tolerance
         )
 
     # -- money ------------------------------------------------------------------------------
@@ -382,7 +397,7 @@ class _Verifier:
             raise Unverified(f"version {version.number}: the pool of {pool} was not short")
         expected = due if pool is None else {d: s * pool // total for d, s in due.items()}
         paid = {payment.device: payment.amount for payment in version.payments}
-        for device in expected.keys() | paid.keys():
+        for device in expected.keys() | paid.keys() if version.settled else paid.keys():
             if expected.get(device) != paid.get(device):
                 raise Unverified(
                     f"version {version.number}, device {device}: paid {paid.get(device)}, "
@@ -394,6 +409,9 @@ class _Verifier:
     def _check_balances(self) -> None:
         """The contract's own books against its events and its tokens."""
         history, contract = self._history, self._contract
+        if self._run.federation.history() != history:
+            self._report.unchecked.append("balances: the run went on while it was checked")
+            return
         for account, credited in history.credited.items():
             left = credited - history.withdrawn.get(account, 0)
             if (held := contract.call("credits", account)) != left:

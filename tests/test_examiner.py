@@ -116,8 +116,8 @@ def test_the_error_is_measured_on_all_data() -> None:
 
 
 def confirms(errors: tuple[int, ...], tolerance: int, rule: Rule = Rule.TREND) -> bool:
-    samples = EXAMINER.draw(SEED, DEVICE, (0, 1, 3), 10)
-    return EXAMINER.confirms(rule, errors, (model(0.9), model(0.1)), samples, tolerance)
+    chosen = EXAMINER.choose(SEED, DEVICE, (0, 1, 3), 10)
+    return EXAMINER.confirms(rule, errors, (model(0.9), model(0.1)), chosen, tolerance)
 
 
 def test_the_true_errors_are_confirmed() -> None:
@@ -149,9 +149,9 @@ def test_under_gain_three_values_are_compared() -> None:
 
 
 def test_a_model_without_finite_answers_is_refused() -> None:
-    samples = EXAMINER.draw(SEED, DEVICE, (), 5)
+    chosen = EXAMINER.choose(SEED, DEVICE, (), 5)
 
-    assert not EXAMINER.confirms(Rule.GAIN, (0, 0, 0), (model(0.5), model(np.nan)), samples, 10**6)
+    assert not EXAMINER.confirms(Rule.GAIN, (0, 0, 0), (model(0.5), model(np.nan)), chosen, 10**6)
 
 
 # --- the data ------------------------------------------------------------------------------------

@@ -145,6 +145,9 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     ///         stands for a node that never told its account.
     event Refused(address indexed device, uint32 indexed version, Refusal reason);
 
+    /// @notice `version` takes contributions again.
+    event Reopened(uint32 indexed version);
+
     /// @notice What `device` sent for `version` was paid for, but the owner found it of no use: the next model is without it.
     event LeftOut(address indexed device, uint32 indexed version, Refusal reason);
 
@@ -189,6 +192,9 @@ abstract contract Federation is Treasury, EIP712, Multicall {
 
     /// @notice Accepted contributions of `version` are not paid yet.
     error Unpaid(uint32 version, uint256 due, uint256 paid);
+
+    /// @notice The owner judged `judged` to be due for `version`, but it is `due`.
+    error NotAsJudged(uint32 version, uint256 due, uint256 judged);
 
     /// @notice `version` has accepted contributions.
     error VersionOpen(uint32 version);
@@ -247,6 +253,14 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         _close();
     }
 
+    /// @notice Takes back `close` while nothing is due: for a run that goes on after what was to be its end.
+    function reopen() external onlyOwner whileRunning {
+        if (round.due != 0) revert VersionOpen(version);
+        if (!round.closed) return;
+        round.closed = false;
+        emit Reopened(version);
+    }
+
     /// @notice The owner refuses what it found wrong off chain, or records that a device failed to answer. An
     ///         enrolled one can't contribute to the current version any more. What was judged stays once payments began.
     /// @param device Whose contribution to the current version; the zero address for a node without a known account.
@@ -298,8 +312,10 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @notice Ends the current version and publishes the next model; the same again if nothing was accepted.
     /// @param seed The seed of the version that ends.
     /// @param next The model of the version that begins.
-    function advance(bytes32 seed, Model calldata next) external onlyOwner whileRunning {
+    /// @param judged The sum of what the owner knows to be due; after a reorganisation of the chain it may be another.
+    function advance(bytes32 seed, Model calldata next, uint256 judged) external onlyOwner whileRunning {
         if (round.paid != round.due) revert Unpaid(version, round.due, round.paid);
+        if (round.due != judged) revert NotAsJudged(version, round.due, judged);
         if (keccak256(abi.encodePacked(seed)) != models[version].seedCommitment) revert WrongSeed(version);
         emit SeedRevealed(version, seed);
         delete round;

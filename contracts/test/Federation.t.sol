@@ -571,6 +571,35 @@ contract FederationTest is Fixture {
         federation.refuse(ALICE, Refusal.NotStored);
     }
 
+    function test_AdvancesOnlyAsJudged() public {
+        _submit(ALICE_KEY, 500);
+        federation.pay(_one(ALICE));
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotAsJudged.selector, 0, 500, 570));
+        federation.advance(SEED, _model("model 1"), 570);
+    }
+
+    function test_ReopensWhileNothingIsDue() public {
+        federation.close();
+        VM.expectEmit(address(federation));
+        emit Federation.Reopened(0);
+        federation.reopen();
+        federation.reopen();
+        _submit(ALICE_KEY, 500);
+        VM.assertEq(_due(federation, ALICE), 500);
+        VM.expectRevert(abi.encodeWithSelector(Federation.VersionOpen.selector, 0));
+        federation.reopen();
+    }
+
+    function test_OnlyTheOwnerReopens() public {
+        federation.close();
+        VM.prank(ALICE);
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
+        federation.reopen();
+        federation.finish();
+        VM.expectRevert(Federation.AlreadyFinished.selector);
+        federation.reopen();
+    }
+
     function test_LeavesOutThePaid() public {
         _submit(ALICE_KEY, 500);
         federation.pay(_one(ALICE));
@@ -1025,7 +1054,7 @@ contract FederationTest is Fixture {
         federation.pay(_one(ALICE));
         bytes[] memory calls = new bytes[](2);
         calls[0] = abi.encodeCall(Federation.pay, _one(ALICE));
-        calls[1] = abi.encodeCall(Federation.advance, (SEED, _model("model 1")));
+        calls[1] = abi.encodeCall(Federation.advance, (SEED, _model("model 1"), 500));
         federation.multicall(calls);
         VM.assertEq(federation.credits(ALICE), 500);
         VM.assertEq(federation.version(), 1);
@@ -1076,14 +1105,14 @@ contract FederationTest is Fixture {
         emit Federation.SeedRevealed(0, SEED);
         VM.expectEmit(address(federation));
         emit Federation.ModelPublished(1, next.digest, next.cid, next.seedCommitment, next.errorPpm);
-        federation.advance(SEED, next);
+        federation.advance(SEED, next, 0);
         VM.assertEq(federation.version(), 1);
         _assertModel(1, next);
     }
 
     function test_AdvanceKeepsTheHistory() public {
-        federation.advance(SEED, _model("model 1"));
-        federation.advance(SEED, _model("model 2"));
+        federation.advance(SEED, _model("model 1"), 0);
+        federation.advance(SEED, _model("model 2"), 0);
         _assertModel(0, _model("model 0"));
         _assertModel(1, _model("model 1"));
         _assertModel(2, _model("model 2"));
@@ -1092,7 +1121,7 @@ contract FederationTest is Fixture {
     function test_AdvanceKeepsAnUnmeasuredError() public {
         Federation.Model memory next = _model("model 1");
         next.errorPpm = federation.UNMEASURED();
-        federation.advance(SEED, next);
+        federation.advance(SEED, next, 0);
         _assertModel(1, next);
     }
 
@@ -1111,13 +1140,13 @@ contract FederationTest is Fixture {
     function test_OnlyOwnerAdvances() public {
         VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
         VM.prank(ALICE);
-        federation.advance(SEED, _model("model 1"));
+        federation.advance(SEED, _model("model 1"), 0);
     }
 
     function test_RefusesToAdvanceUnpaid() public {
         _submit(ALICE_KEY, 500);
         VM.expectRevert(abi.encodeWithSelector(Federation.Unpaid.selector, 0, 500, 0));
-        federation.advance(SEED, _model("model 1"));
+        federation.advance(SEED, _model("model 1"), 0);
     }
 
     function test_RefusesToAdvancePartlyPaid() public {
@@ -1125,12 +1154,12 @@ contract FederationTest is Fixture {
         _submit(BOB_KEY, 70);
         federation.pay(_one(ALICE));
         VM.expectRevert(abi.encodeWithSelector(Federation.Unpaid.selector, 0, 570, 500));
-        federation.advance(SEED, _model("model 1"));
+        federation.advance(SEED, _model("model 1"), 0);
     }
 
     function test_RefusesTheWrongSeed() public {
         VM.expectRevert(abi.encodeWithSelector(Federation.WrongSeed.selector, 0));
-        federation.advance("another seed", _model("model 1"));
+        federation.advance("another seed", _model("model 1"), 0);
     }
 
     // Finish.
@@ -1176,7 +1205,7 @@ contract FederationTest is Fixture {
     function test_FinishStopsAdvancing() public {
         federation.finish();
         VM.expectRevert(Federation.AlreadyFinished.selector);
-        federation.advance(SEED, _model("model 1"));
+        federation.advance(SEED, _model("model 1"), 0);
     }
 
     function test_FinishLeavesNothingToPay() public {
@@ -1250,7 +1279,7 @@ contract FederationTest is Fixture {
         calls[1] = abi.encodeCall(Federation.close, ());
         calls[2] = abi.encodeCall(Federation.refuse, (ALICE, Refusal.NotFinite));
         calls[3] = abi.encodeCall(Federation.pay, _one(BOB));
-        calls[4] = abi.encodeCall(Federation.advance, (SEED, _model("model 1")));
+        calls[4] = abi.encodeCall(Federation.advance, (SEED, _model("model 1"), 70));
         federation.multicall(calls);
         VM.assertEq(federation.credits(ALICE), 0);
         VM.assertEq(federation.credits(BOB), 70);
@@ -1263,7 +1292,7 @@ contract FederationTest is Fixture {
         bytes[] memory calls = new bytes[](4);
         calls[0] = abi.encodeCall(Federation.pay, _one(ALICE));
         calls[1] = abi.encodeCall(Treasury.withdraw, ALICE);
-        calls[2] = abi.encodeCall(Federation.advance, (SEED, _model("model 1")));
+        calls[2] = abi.encodeCall(Federation.advance, (SEED, _model("model 1"), 500));
         calls[3] = abi.encodeCall(Federation.finish, ());
         federation.multicall(calls);
         VM.assertEq(token.balanceOf(ALICE), 500);
@@ -1374,7 +1403,8 @@ contract FederationTest is Fixture {
     }
 
     function _advance() internal {
-        federation.advance(SEED, _model("next model"));
+        (uint128 due,,,,) = federation.round();
+        federation.advance(SEED, _model("next model"), due);
     }
 
     /// @dev Alice has a credit of 500, and version 1 is open.

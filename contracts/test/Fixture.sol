@@ -126,6 +126,11 @@ abstract contract Fixture {
         }
     }
 
+    function _total(Federation federation) internal view returns (uint256) {
+        (uint128 due,,,,) = federation.round();
+        return due;
+    }
+
     function _due(Federation federation, address device) internal view returns (uint128 due) {
         (,, due) = federation.devices(device);
     }

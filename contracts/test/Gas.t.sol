@@ -70,8 +70,8 @@ contract GasTest is Fixture {
         federation.pay(rest);
         _report("pay, first credit", data, DEVICES - 1);
 
-        data = abi.encodeCall(Federation.advance, (SEED, _realistic(1)));
-        federation.advance(SEED, _realistic(1));
+        data = abi.encodeCall(Federation.advance, (SEED, _realistic(1), 1));
+        federation.advance(SEED, _realistic(1), _total(federation));
         _report("advance", data, 1);
 
         federation.submit(_batch(1));
@@ -97,7 +97,7 @@ contract GasTest is Fixture {
             VM.assertTrue(_due(federation, VM.addr(FIRST_KEY)) > 0);
             VM.assertTrue(_due(federation, VM.addr(FIRST_KEY + DEVICES - 1)) > 0);
             federation.pay(_devices());
-            federation.advance(SEED, _realistic(version + 1));
+            federation.advance(SEED, _realistic(version + 1), _total(federation));
         }
     }
 

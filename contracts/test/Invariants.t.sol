@@ -196,7 +196,7 @@ contract Handler is Fixture {
         uint32 version = federation.version();
         bool allowed = total[version] == done[version] && !federation.finished();
         bool owner = _act(by);
-        try federation.advance(SEED, _model("next model")) {
+        try federation.advance(SEED, _model("next model"), total[version]) {
             if (!owner || !allowed) ++wrongs;
             ++advances;
         } catch {
@@ -286,7 +286,7 @@ contract Handler is Fixture {
         uint256 pool = federation.pool();
         bytes[] memory calls = new bytes[](2);
         calls[0] = abi.encodeCall(Federation.pay, accounts);
-        calls[1] = abi.encodeCall(Federation.advance, (SEED, _model("next model")));
+        calls[1] = abi.encodeCall(Federation.advance, (SEED, _model("next model"), total[version]));
         VM.recordLogs();
         bool owner = _act(by);
         try federation.multicall(calls) {

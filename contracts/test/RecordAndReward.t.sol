@@ -357,7 +357,7 @@ contract RecordAndRewardTest is Fixture {
         _deploy(plan);
         federation.submit(_one(_signed(1000, _errors(900_000, 100_000))));
         federation.pay(_one(ALICE));
-        federation.advance(SEED, _model("model 1"));
+        federation.advance(SEED, _model("model 1"), _total(federation));
         VM.assertEq(federation.version(), 1);
     }
 

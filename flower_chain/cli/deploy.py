@@ -171,10 +171,14 @@ def _settings(app: Path, run_config: Path) -> Settings:
     if not config.get("chain.run"):
         raise ConfigError(f"{run_config} must set chain.run, so that the ServerApp finds the run")
     settings = Settings.from_run_config(config, 0)
+    if not settings.path.is_absolute():
+        raise ConfigError(f"chain.run = {settings.run!r}: the ServerApp needs an absolute path")
     if settings.scheme != SCHEMES[0]:
         raise ConfigError(f"scheme = {settings.scheme!r}: it needs no contracts")
     if (settings.path / "run.json").exists():
-        raise ConfigError(f"{settings.path} holds a run already: choose another folder")
+        raise ConfigError(
+            f"{settings.path} holds a run already: start its server, which does what is left to do"
+        )
     return settings
 
 

@@ -144,6 +144,11 @@ def finish(
     """End a run: nobody can contribute any more, and the owner gets the rest of the pool."""
     with _signed(run, owner_key, ledger, dry_run) as (opened, signer):
         contract, pool = opened.federation.contract, opened.federation.pool
+        if contract.call("round")[0]:
+            raise ConfigError(
+                f"version {opened.federation.version} holds contributions that are not settled: "
+                "start the server for one round more"
+            )
         moves = [
             Move("pool", contract.address, pool, -pool),
             Move("owner", signer.address, _balance(opened, signer.address), pool),

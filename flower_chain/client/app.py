@@ -16,7 +16,7 @@ from flower_chain.client.own_node import OwnNode
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.client.validation import Log, current, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
-from flower_chain.messages import Samples
+from flower_chain.messages import Request, Samples
 from flower_chain.records import (
     Contribution,
     Hello,
@@ -147,24 +147,37 @@ class ClientApp(FlowerClientApp):
         request = messages.read_request(message.content)
         samples = messages.read_samples(message.content)
         message = _without_ours(message)
-        received = _single(message.content.array_records)
-        check_model(received, request)
+        check_model(_single(message.content.array_records), request)
         owner = check_owner(request, context)
-        account = device_account(context)
-        node = OwnNode.of(context, request.domain, account)
-        if node is not None:
-            node.check(request, owner)
-            if (sent := node.sent_before(request.task.version)) is not None:
-                return Message(sent, reply_to=message)
+        with OwnNode.of(context, request.domain, device_account(context)) as node:
+            if node is not None:
+                node.check(request, owner)
+                if (sent := node.sent_before(request.task.version)) is not None:
+                    return Message(sent, reply_to=message)
+            reply, made = self._make(message, context, request, samples, owner)
+            if node is not None and made is not None:
+                node.submit(*made, reply.content)
+        return reply
+
+    def _make(
+        self,
+        message: Message,
+        context: Context,
+        request: Request,
+        samples: Samples | None,
+        owner: bytes,
+    ) -> tuple[Message, tuple[Signed, bytes] | None]:
+        """Train; the reply, and the contribution with the sealed update if all went well."""
+        received, account = _single(message.content.array_records), device_account(context)
         with logging(samples) as log:
             reply = super().__call__(message, context)
         if reply.has_error():
-            return reply
+            return reply, None
         trained = _single(reply.content.array_records)
         if log.returned != [_data(trained)]:
             log.probabilities.clear()  # a mod changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
-        update = updates.difference(_numpy(trained), _numpy(received))
+        update = updates.difference(messages.views(trained), messages.views(received))
         digest, sealed = envelope.close(
             update, [owner, *request.plan.reader_keys], request.domain, account.address
         )
@@ -178,10 +191,7 @@ class ClientApp(FlowerClientApp):
             errors,
         )
         signed = Signed(contribution, sign(contribution.encode(request.domain), account))
-        reply = _seal_reply(reply, signed, sealed, context)
-        if node is not None:
-            node.submit(signed, sealed, reply.content)
-        return reply
+        return _seal_reply(reply, signed, sealed, context), (signed, sealed)
 
     def _errors(
         self,

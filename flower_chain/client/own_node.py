@@ -1,6 +1,8 @@
 """A device with access to a node of its own: it checks what it is told, and submits itself."""
 
 import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.common import log
 
 from flower_chain import durable, messages
-from flower_chain.errors import TaskRefused
+from flower_chain.errors import ConfigError, LedgerError, TaskRefused
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation
+from flower_chain.ledger.outbox import pauses
 from flower_chain.messages import Request
 from flower_chain.records import Domain, Signed
 from flower_chain.store import DirectoryStore
@@ -21,6 +24,9 @@ from flower_chain.store.cid import cid_from_bytes
 
 BYTES = ("digest", "cid", "signature")
 """What JSON holds in hex."""
+
+BEHIND = 60.0
+"""Seconds that the device's node may be behind the owner's."""
 
 
 class OwnNode:
@@ -44,20 +50,26 @@ class OwnNode:
     """
 
     def __init__(self, url: str, domain: Domain, account: LocalAccount, outbox: Path) -> None:
-        ledger = JsonRpcLedger(url, domain.chain_id)
-        self._contract = Contract(ledger, domain.contract, "RecordAndReward")
+        self._ledger = JsonRpcLedger(url, domain.chain_id)
+        self._contract = Contract(self._ledger, domain.contract, "RecordAndReward")
         self._federation = Federation(self._contract, account)
         self._account = account
-        self._outbox = outbox
+        self._outbox = outbox / domain.contract
 
     @classmethod
-    def of(cls, context: Context, domain: Domain, account: LocalAccount) -> "OwnNode | None":
+    @contextmanager
+    def of(
+        cls, context: Context, domain: Domain, account: LocalAccount
+    ) -> Iterator["OwnNode | None"]:
         """The node that the SuperNode's ``--node-config`` names under ``ledger``, if it does."""
-        url = context.node_config.get("ledger")
+        url, key_file = map(context.node_config.get, ("ledger", "key-file"))
         if url is None:
-            return None
-        key_file = str(context.node_config.get("key-file", account.address))
-        return cls(str(url), domain, account, Path(f"{key_file}.outbox"))
+            yield None
+            return
+        if key_file is None:
+            raise ConfigError(f"ledger = {url!r}: the node config must name a key-file too")
+        with closing(cls(str(url), domain, account, Path(f"{key_file}.outbox"))) as node:
+            yield node
 
     def check(self, request: Request, owner: bytes) -> None:
         """Refuse a task that is not the one on the ledger.
@@ -66,7 +78,7 @@ class OwnNode:
         ------
         TaskRefused
         """
-        version = self._contract.call("version")
+        version = self._version_from(request.task.version)
         task = request.task
         pairs = {
             "owner": (address_of(owner).lower(), self._contract.call("owner")),
@@ -88,6 +100,7 @@ class OwnNode:
         TaskRefused
             If the device does not know any more what that was.
         """
+        self._ledger.catch_up(self._account.address)
         _, next_version, _ = self._contract.call("devices", self._account.address)
         if next_version <= version:
             return None
@@ -98,30 +111,49 @@ class OwnNode:
         return content
 
     def submit(self, signed: Signed, sealed: bytes, content: RecordDict) -> None:
-        """Record a contribution on the ledger; `content` is what the owner is sent."""
+        """Record a contribution on the ledger; `content` is what the owner is sent.
+
+        If the node fails the owner may still relay it, unless that finds it on the ledger.
+        """
         self._write(sealed, content)
-        (verdict,) = self._federation.submit([signed])
+        try:
+            (verdict,) = self._federation.submit([signed])
+        except LedgerError as fault:
+            log(WARNING, "Not submitted from here, the owner may relay it: %s", fault)
+            return
         if verdict.reason:
             log(WARNING, "The contract refused the contribution: %s", verdict.reason)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._ledger.close()
+
+    def _version_from(self, wanted: int) -> int:
+        """The current version; waited for, if this node has not heard of the `wanted` one yet."""
+        for _ in pauses(BEHIND):
+            version = int(self._contract.call("version"))
+            if version >= wanted:
+                break
+        return version
+
     def _write(self, sealed: bytes, content: RecordDict) -> None:
-        store = DirectoryStore(self._outbox)
-        for old in self._outbox.iterdir():
-            old.unlink()
-        store.put(sealed)
+        cid = DirectoryStore(self._outbox).put(sealed)
         kept = {
-            "contract": self._contract.address,
+            "chain-id": self._ledger.chain_id,
             "record": dict(content.config_records[messages.RECORD]),
             "metrics": {name: dict(record) for name, record in content.metric_records.items()},
             "attached": messages.SEALED in content.array_records,
         }
         durable.replace(self._file, json.dumps(kept, default=bytes.hex).encode())
+        for old in self._outbox.iterdir():
+            if old.name not in (cid, self._file.name):
+                old.unlink()
 
     def _read(self) -> RecordDict | None:
         if not self._file.exists():
             return None
         kept: dict[str, Any] = json.loads(self._file.read_bytes())
-        if kept["contract"] != self._contract.address:
+        if kept["chain-id"] != self._ledger.chain_id:
             return None
         record = kept["record"] | {name: bytes.fromhex(kept["record"][name]) for name in BYTES}
         content = RecordDict({name: MetricRecord(m) for name, m in kept["metrics"].items()})

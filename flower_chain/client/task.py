@@ -17,8 +17,7 @@ def check_model(received: ArrayRecord, request: Request) -> None:
     ------
     TaskRefused
     """
-    arrays = {key: array.numpy() for key, array in received.items()}
-    digest = updates.digest(updates.pack(arrays))
+    digest = updates.digest_of(messages.views(received))
     if digest != request.task.model_digest:
         raise TaskRefused(
             f"the model received has digest {digest.hex()}, but version {request.task.version} "

@@ -27,6 +27,12 @@ JUDGED = (Refusal.BAD_DATA_COST, Refusal.BAD_EVIDENCE, Refusal.WORTHLESS)
 BATCH = 200
 """Contributions or payments in one transaction: far below the gas limit of one."""
 
+BATCH_BYTES = 110_000
+"""Contributions in one transaction: nodes take none of more than 128 KiB."""
+
+ENTRY_BYTES = 512
+"""A contribution without its errors, encoded."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -112,6 +118,7 @@ class Version:
     findings: list[Finding] = field(default_factory=list)
     payments: list[Payment] = field(default_factory=list)
     closed: bool = False
+    was_closed: bool = False
     seed: bytes | None = None
     pool_when_short: int | None = None
     left_out: list[Finding] = field(default_factory=list)
@@ -204,7 +211,7 @@ class Federation:
         """Record contributions, and tell what the contract made of each, in their order."""
         verdicts: list[Verdict] = []
         version = self.version
-        for some in _batches(batch):
+        for some in _submissions(batch):
             receipt = self._transact("submit", _entries(some))
             verdicts += [
                 _verdict(event, version)
@@ -218,7 +225,10 @@ class Federation:
         events = self.contract.events(self._published)
         if not any(event.name == "ModelPublished" for event in events):  # it was in another block
             events = self.contract.events(self.contract.block)
-        begin = max(i for i, event in enumerate(events) if event.name == "ModelPublished")
+        published = [i for i, event in enumerate(events) if event.name == "ModelPublished"]
+        if not published:
+            raise LedgerError(f"no model was published by {self.contract.address}")
+        begin = published[-1]
         self._published = events[begin].receipt.block
         history = History()
         for event in events[begin:]:
@@ -265,19 +275,29 @@ class Federation:
         if version.closed:
             return version
         known = {verdict.signed.contribution for verdict in version.verdicts}
-        batches = list(_batches([signed for signed in batch if signed.contribution not in known]))
+        new = [signed for signed in batch if signed.contribution not in known]
+        batches = list(_submissions(new))
         for some in batches[:-1]:
             self._transact("submit", _entries(some))
         last: list[Call] = [("submit", (_entries(some),)) for some in batches[-1:]]
         self._multicall([*last, ("close", ())])
-        return self.at(number)
+        version = self.at(number)
+        if not version.closed:
+            raise LedgerError(f"the node does not know yet that version {number} was closed")
+        return version
+
+    def reopen(self) -> None:
+        """Let contributions to the current version in again; nothing may be due for it."""
+        self._transact("reopen")
 
     def settle(
         self,
-        accounts: Sequence[str],
+        version: Version,
         seed: bytes,
         following: Model,
         findings: Sequence[Finding] = (),
+        *,
+        last: bool = False,
     ) -> Settlement:
         """Refuse what was found wrong off chain, pay for the rest, and publish the next model.
 
@@ -286,30 +306,37 @@ class Federation:
 
         Parameters
         ----------
-        accounts : sequence of str
-            The devices whose contributions the contract accepted.
+        version : Version
+            As :meth:`collect` gave it; its accepted contributions are paid for.
         seed : bytes
-            That of the version that ends, revealed here.
+            That of the version, revealed here.
         following : Model
             Of the version that begins.
         findings : sequence of Finding
+        last : bool
+            Let no contributions into the version that begins.
+
+        Raises
+        ------
+        Reverted
+            Among other reasons if something else is due than `version` says.
         """
         begun = self.contract.call("round")[3] > 0
-        paid = set(accounts) if begun else set()
+        dues = {verdict.device: verdict.due for verdict in version.payable}
         refuse: list[list[Call]] = [
-            [
-                ("leaveOut" if f.device in paid else "refuse", (f.device, int(f.reason)))
-                for f in some
-            ]
+            [("leaveOut" if begun and f.device in dues else "refuse", _finding(f)) for f in some]
             for some in _batches(findings)
         ]
-        pay: list[list[Call]] = [[("pay", (some,))] for some in _batches(accounts)]
-        advance: Call = ("advance", (seed, following.as_tuple()))
+        pay: list[list[Call]] = [[("pay", (some,))] for some in _batches(list(dues))]
+        refused = set() if begun else {finding.device for finding in findings}
+        judged = sum(due for device, due in dues.items() if device not in refused)
+        end: list[Call] = [("advance", (seed, following.as_tuple(), judged))]
+        end += [("close", ())] * last
         steps = pay + refuse if begun else refuse + pay
-        if len(findings) + len(accounts) <= BATCH:
+        if len(findings) + len(dues) <= BATCH:
             steps = [[call for step in steps for call in step]]
         receipts = [self._multicall(step) for step in steps[:-1]]
-        receipts.append(self._multicall([*steps[-1], advance]))
+        receipts.append(self._multicall([*steps[-1], *end]))
         events = [event for receipt in receipts for event in self.contract.events_in(receipt)]
         payments = tuple(_payment(event) for event in events if event.name == "Paid")
         return Settlement(payments, any(event.name == "PoolShort" for event in events))
@@ -339,6 +366,20 @@ def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield list(items[begin : begin + BATCH])
 
 
+def _submissions(batch: Sequence[Signed]) -> Iterator[list[Signed]]:
+    """As many as fit into a transaction, by number and by size."""
+    some: list[Signed] = []
+    size = 0
+    for signed in batch:
+        size += ENTRY_BYTES + 4 * len(signed.contribution.errors)
+        if some and (len(some) == BATCH or size > BATCH_BYTES):
+            yield some
+            some, size = [], ENTRY_BYTES + 4 * len(signed.contribution.errors)
+        some.append(signed)
+    if some:
+        yield some
+
+
 def _entries(batch: Sequence[Signed]) -> list[tuple[Any, bytes, bytes]]:
     return [(s.contribution.as_tuple(), s.signature[:32], s.signature[32:]) for s in batch]
 
@@ -357,6 +398,10 @@ def _verdict(event: Event, current: int) -> Verdict:
     )
     signed = Signed(contribution, bytes(args["r"]) + bytes(args["vs"]))
     return Verdict(signed, Refusal(args.get("reason", 0)), args.get("due", 0), event)
+
+
+def _finding(finding: Finding) -> tuple[str, int]:
+    return finding.device, int(finding.reason)
 
 
 def _payment(event: Event) -> Payment:
@@ -402,7 +447,9 @@ def _remember_version(version: Version, event: Event) -> None:
             finding = Finding(event.args["device"], Refusal(event.args["reason"]))
             version.left_out.append(finding)
         case "Closed":
-            version.closed = True
+            version.closed = version.was_closed = True
+        case "Reopened":
+            version.closed = False
         case "Paid":
             version.payments.append(_payment(event))
         case "PoolShort":

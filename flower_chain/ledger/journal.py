@@ -120,9 +120,10 @@ class Journal:
 
     def _write(self, line: Genesis | Entry) -> None:
         size = self._path.stat().st_size
+        rest = json.dumps(asdict(line)).encode() + b"\n"
         try:
-            self._file.write(json.dumps(asdict(line)).encode() + b"\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
             os.truncate(self._path, size)

@@ -49,8 +49,10 @@ class Store(ABC):
             If nothing is stored under it.
         Damaged
             If the bytes are not those that it names.
+        TooLarge
+            If they are more than `limit`.
         StoreError
-            If they are more than `limit`, or can't be read.
+            If they can't be read.
         """
         cid_to_bytes(cid)
         data = self._read(cid, limit)

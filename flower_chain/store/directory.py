@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from flower_chain.durable import replace, sync_directory
-from flower_chain.errors import NotStored, StoreError
+from flower_chain.errors import NotStored, StoreError, TooLarge
 from flower_chain.store.base import Store
 from flower_chain.store.cid import cid_to_bytes
 
@@ -64,7 +64,7 @@ class DirectoryStore(Store):
             with source.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if limit is not None and size > limit:
-                    raise StoreError(f"{source} has {size} bytes; at most {limit} are wanted")
+                    raise TooLarge(f"{source} has {size} bytes; at most {limit} are wanted")
                 return file.read(size)
         except FileNotFoundError as error:
             raise NotStored(f"nothing is stored under {cid} in {self.path}") from error

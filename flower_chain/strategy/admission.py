@@ -82,6 +82,7 @@ class Admitter:
             _require_metrics(reply.content)
         except FormatError as fault:
             return Admission(hello, Refusal.UNREADABLE, str(fault), reply)
+        reply.content.pop(messages.SEALED, None)  # not kept in memory beside the update in it
         if signed.contribution.classes != hello.classes:
             detail = "its classes are not those that it told before"
             return Admission(hello, Refusal.UNREADABLE, detail, reply)

@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging import INFO, WARNING
-from os import cpu_count
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,12 @@ class LedgerStrategy(Strategy):
     def summary(self) -> None:
         """Log the configuration of this strategy and of the inner one."""
         run = self._run
-        log(INFO, "\t├──> Ledger: %s, contract %s", run.pointers.ledger, run.pointers.contract)
+        log(
+            INFO,
+            "\t├──> Ledger: %s, contract %s",
+            run.federation.contract.ledger,
+            run.pointers.contract,
+        )
         log(INFO, "\t│\t├── Owner: %s", self._owner.address)
         log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
         log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
@@ -119,11 +123,12 @@ class LedgerStrategy(Strategy):
         strategy, the functions and the Result count all rounds of the run; Flower's log counts
         those of this process.
         """
-        if self.settings.patience <= timeout:
+        if self.settings.patience <= 3 * timeout:
             raise ConfigError(
-                f"patience = {self.settings.patience}: a round may take {timeout:g} s, and longer "
-                "must what devices submit be safe from being paid before the owner looks at it"
+                f"patience = {self.settings.patience}: a round may take {3 * timeout:g} s, and "
+                "before its end nobody should be able to have paid what the owner has not seen"
             )
+        self._rounds = num_rounds
         arrays = _record_of(self._open(_numpy(initial_arrays)))
         # A device may still be busy with what a server that was killed has sent to it.
         self._hello_timeout = timeout if self._run.goes_on else self.settings.timeout
@@ -233,6 +238,9 @@ class LedgerStrategy(Strategy):
             self._run.close()
             raise
         self._done = self._version = version.number
+        is_empty = not version.verdicts and not version.findings
+        if version.closed and is_empty and self._done < self._rounds:
+            self._run.federation.reopen()  # what was to be the last round is not
         if self._run.goes_on:
             self._say_what_goes_on(inner)
         return arrays
@@ -315,23 +323,25 @@ class LedgerStrategy(Strategy):
 
     def _request(self) -> Request:
         run = self._run
-        model_digest = updates.digest(updates.pack(self._received))
-        task = Task(self._version, model_digest, run.plan.digest)
+        task = Task(self._version, updates.digest_of(self._received), run.plan.digest)
         domain = run.federation.domain
         return Request(task, sign(task.encode(domain), self._owner), domain, run.plan)
 
     def _samples(self, device: str, classes: Sequence[int]) -> Samples:
         """The validation samples of a device for the current version."""
+        return Samples(*self._examiner.draw(*self._draw(device, classes)))
+
+    def _draw(self, device: str, classes: Sequence[int]) -> tuple[bytes, str, Sequence[int], int]:
+        """What decides which samples a device gets for the current version."""
         run = self._run
-        seed, per_class = run.seed(self._version), run.plan.samples_per_class
-        return Samples(*self._examiner.draw(seed, device, classes, per_class))
+        return run.seed(self._version), device, classes, run.plan.samples_per_class
 
     def _admit(self, replies: Sequence[Message]) -> list[Admission]:
-        """Check all replies, on all cores, and tell who did not answer."""
+        """Check all replies, in more threads than cores: they also wait for the disk."""
         # What Flower says of a node that is gone comes from the SuperLink.
         replies = [reply for reply in replies if reply.metadata.src_node_id in self._invited]
         senders = [self._invited[reply.metadata.src_node_id] for reply in replies]
-        with ThreadPoolExecutor(cpu_count()) as pool:
+        with ThreadPoolExecutor() as pool:
             admissions = list(pool.map(self._admitter().admit, senders, replies))
         silent = set(self._invited.values()) - set(senders)
         admissions += [Admission(hello, Refusal.NO_ANSWER, "in time") for hello in silent]
@@ -390,6 +400,7 @@ class LedgerStrategy(Strategy):
         arrays, metrics = self._combine(server_round, accepted, replies)
         try:
             updates.check_finite(arrays)
+            self._examiner.error(arrays)
         except FormatError as fault:
             log(WARNING, "The aggregate is no model (%s): the next version is the same.", fault)
             return self._received, metrics
@@ -431,8 +442,13 @@ class LedgerStrategy(Strategy):
     def _settle(self, version: Version, findings: Sequence[Finding], arrays: Arrays) -> None:
         run = self._run
         following = run.model(arrays, self._version + 1, self._examiner.error(arrays))
-        devices = [verdict.device for verdict in version.payable]
-        settlement = run.federation.settle(devices, run.seed(self._version), following, findings)
+        settlement = run.federation.settle(
+            version,
+            run.seed(self._version),
+            following,
+            findings,
+            last=self._version + 1 >= self._rounds,
+        )
         self._version += 1
         if settlement.short:
             log(WARNING, "The pool could not pay all that was due: it was shared pro rata.")

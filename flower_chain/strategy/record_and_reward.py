@@ -37,11 +37,10 @@ class RecordAndReward(LedgerStrategy):
         assert admission.signed is not None
         assert admission.update is not None
         contribution = admission.signed.contribution
-        samples = self._samples(contribution.device, contribution.classes)
         return self._examiner.confirms(
             self._run.plan.rule,
             contribution.errors,
             (self._received, apply(self._received, admission.update)),
-            (samples.x, samples.y),
+            self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )

@@ -21,8 +21,9 @@ from flower_chain.updates import Format
 
 PREFIX = "chain."
 SCHEMES = ("record-and-reward", "fedavg")
-PASSWORD = re.compile(r"//[^/?#$]*:[^/?#$]+@")
-"""In a URL, written out; one from the environment has a ``$``."""
+VARIABLE = re.compile(r"\$\{\w+\}")
+PASSWORD = re.compile("//[^/?#]*[^/?#:@]@")
+"""In a URL without its variables."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Settings:
             raise _refused("scheme", self.scheme, f"it must be one of {', '.join(SCHEMES)}")
         if not self.run:
             raise _refused("run", self.run, "it must name a folder")
-        if PASSWORD.search(self.ledger):
-            shown = PASSWORD.sub("//***@", self.ledger)
+        if PASSWORD.search(VARIABLE.sub("", self.ledger)):
+            shown = re.sub("//[^/?#]*@", "//***@", self.ledger)
             raise _refused("ledger", shown, "no password stands in a run-config: write ${NAME}")
         if self.token and not is_address(self.token):
             raise _refused("token", self.token, "it must be an address")

@@ -104,6 +104,19 @@ def read_again(federation: Federation, tmp_path: Path, anvil: Callable[[], str])
         return Federation(Contract(other, contract.address, contract.name)).history()
 
 
+def settle(
+    federation: Federation,
+    accounts: Sequence[str],
+    seed: bytes,
+    following: Model,
+    findings: Sequence[Finding] = (),
+) -> Settlement:
+    """Pay some of those who were accepted."""
+    version = federation.current()
+    version.verdicts = [verdict for verdict in version.verdicts if verdict.device in accounts]
+    return federation.settle(version, seed, following, findings)
+
+
 class TestEnrol:
     def test_only_the_enrolled_are(
         self, federation: Federation, devices: list[LocalAccount]
@@ -132,7 +145,7 @@ class TestSubmit:
     def test_tells_each_refusal_that_the_contract_decides_in_order(
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
-        federation.settle([], seed_of(0), model_of(1))
+        settle(federation, [], seed_of(0), model_of(1))
         one, two, three, four, five, stranger = devices
         forged = contribute(federation, two, version=1)
         batch = [
@@ -253,7 +266,7 @@ class TestCollect:
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
         federation.collect(0, [contribute(federation, devices[0])])
-        federation.settle([devices[0].address], seed_of(0), model_of(1))
+        settle(federation, [devices[0].address], seed_of(0), model_of(1))
         late = contribute(federation, devices[1], version=1)
         version = federation.collect(1, [late])
         assert [v.signed for v in version.verdicts] == [late]
@@ -278,7 +291,7 @@ class TestSettleAgain:
         federation.collect(0, [contribute(federation, device) for device in (one, two)])
         federation.contract.transact(federation._account, "pay", [one.address])
         finding = Finding(one.address, Refusal.NOT_STORED)
-        federation.settle(addresses([one, two]), seed_of(0), model_of(1), [finding])
+        settle(federation, addresses([one, two]), seed_of(0), model_of(1), [finding])
         version = federation.history().versions[0]
         assert [v.device for v in version.accepted] == [two.address]
         assert {v.device for v in version.payable} == {one.address, two.address}
@@ -313,7 +326,7 @@ class TestRefuse:
     ) -> None:
         federation.submit([contribute(federation, device) for device in devices[:2]])
         refuse(federation, [Finding(devices[0].address, Refusal.NOT_STORED)])
-        settlement = federation.settle(addresses(devices[:2]), seed_of(0), model_of(1))
+        settlement = settle(federation, addresses(devices[:2]), seed_of(0), model_of(1))
         assert [payment.device for payment in settlement.payments] == [devices[1].address]
 
     def test_what_the_contract_decides_is_not_a_finding(
@@ -324,18 +337,17 @@ class TestRefuse:
 
 
 class TestSettle:
-    def test_pays_exactly_what_is_due_in_the_order_given(
+    def test_pays_exactly_what_is_due_by_account(
         self, federation: Federation, devices: list[LocalAccount]
     ) -> None:
         costs = dict(zip(devices[:3], (1000, 10, 1), strict=True))
         federation.submit([contribute(federation, d, data_cost=n) for d, n in costs.items()])
-        order = addresses([devices[2], devices[0], devices[1]])
-        settlement = federation.settle(order, seed_of(0), model_of(1))
-        payments = [Payment(d, n) for d, n in zip(order, (4, 4666, 46), strict=True)]
+        settlement = settle(federation, addresses(devices[:3]), seed_of(0), model_of(1))
+        due = dict(zip(addresses(devices[:3]), (4666, 46, 4), strict=True))
+        payments = [Payment(device, due[device]) for device in sorted(due, key=str.lower)]
         assert settlement == Settlement(tuple(payments), short=False)
         assert federation.pool == POOL - 4 - 4666 - 46
-        credits = [federation.contract.call("credits", device) for device in order]
-        assert credits == [4, 4666, 46]
+        assert {device: federation.contract.call("credits", device) for device in due} == due
 
     def test_shares_a_pool_that_is_too_small_pro_rata(
         self, start: Callable[..., Federation], devices: list[LocalAccount]
@@ -346,8 +358,9 @@ class TestSettle:
         federation.submit(
             [contribute(federation, d, data_cost=n, errors=errors) for d, n in costs.items()]
         )
-        settlement = federation.settle(addresses(devices[:3]), seed_of(0), model_of(1))
-        assert [payment.amount for payment in settlement.payments] == [571, 285, 142]
+        settlement = settle(federation, addresses(devices[:3]), seed_of(0), model_of(1))
+        paid = {payment.device: payment.amount for payment in settlement.payments}
+        assert [paid[device] for device in addresses(devices[:3])] == [571, 285, 142]
         assert settlement.short
         assert federation.pool == 2
         assert federation.history().versions[0].pool_when_short == 1000
@@ -362,7 +375,7 @@ class TestSettle:
         federation = start(Rule.THRESHOLD, pool=1000)
         errors = (900_000, 100_000)
         federation.submit([contribute(federation, d, errors=errors) for d in devices[:3]])
-        settlement = federation.settle(addresses(devices[:3]), seed_of(0), model_of(1))
+        settlement = settle(federation, addresses(devices[:3]), seed_of(0), model_of(1))
         assert [payment.amount for payment in settlement.payments] == [333, 333, 333]
         assert settlement.short
 
@@ -371,14 +384,14 @@ class TestSettle:
     ) -> None:
         federation = start(pool=0)
         federation.submit([contribute(federation, devices[0])])
-        settlement = federation.settle([devices[0].address], seed_of(0), model_of(1))
+        settlement = settle(federation, [devices[0].address], seed_of(0), model_of(1))
         assert settlement == Settlement((Payment(devices[0].address, 0),), short=True)
         assert federation.version == 1
 
     def test_publishes_the_next_model_when_nothing_was_accepted(
         self, federation: Federation, sent: list[Receipt]
     ) -> None:
-        assert federation.settle([], seed_of(0), model_of(1)) == Settlement((), short=False)
+        assert settle(federation, [], seed_of(0), model_of(1)) == Settlement((), short=False)
         assert len(sent) == 1
         first, second = federation.history().versions
         assert (first.seed, first.payments, first.settled) == (seed_of(0), [], True)
@@ -389,7 +402,7 @@ class TestSettle:
         self, federation: Federation, devices: list[LocalAccount], sent: list[Receipt]
     ) -> None:
         federation.submit([contribute(federation, device) for device in devices[:4]])
-        federation.settle(addresses(devices[:4]), seed_of(0), model_of(1))
+        settle(federation, addresses(devices[:4]), seed_of(0), model_of(1))
         assert len(sent) == 2
 
     def test_nobody_accepted_is_left_out(
@@ -397,13 +410,13 @@ class TestSettle:
     ) -> None:
         federation.submit([contribute(federation, device) for device in devices[:2]])
         with pytest.raises(Reverted, match=r"^Unpaid\(0, 2800, 1400\)$"):
-            federation.settle([devices[0].address], seed_of(0), model_of(1))
+            settle(federation, [devices[0].address], seed_of(0), model_of(1))
         assert federation.version == 0
         assert federation.pool == POOL
 
     def test_another_seed_than_was_committed_to_is_refused(self, federation: Federation) -> None:
         with pytest.raises(Reverted, match=r"^WrongSeed\(0\)$"):
-            federation.settle([], seed_of(1), model_of(1))
+            settle(federation, [], seed_of(1), model_of(1))
 
 
 class TestFinish:
@@ -411,7 +424,7 @@ class TestFinish:
         self, federation: Federation, owner: LocalAccount, devices: list[LocalAccount]
     ) -> None:
         federation.submit([contribute(federation, devices[0])])
-        federation.settle([devices[0].address], seed_of(0), model_of(1))
+        settle(federation, [devices[0].address], seed_of(0), model_of(1))
         federation.finish()
         history = federation.history()
         assert (history.finished, history.returned) == (True, POOL - 1400)
@@ -464,7 +477,7 @@ class TestBatches:
         self, federation: Federation, devices: list[LocalAccount], sent: list[Receipt]
     ) -> None:
         findings = [Finding(device.address, Refusal.OVERSIZE) for device in devices[:5]]
-        federation.settle([], seed_of(0), model_of(1), findings)
+        settle(federation, [], seed_of(0), model_of(1), findings)
         assert federation.history().versions[0].findings == findings
         assert len(sent) == 3
 
@@ -480,8 +493,8 @@ class TestBatches:
         some = devices[:accepted]
         federation.submit([contribute(federation, device) for device in some])
         sent.clear()
-        settlement = federation.settle(addresses(some), seed_of(0), model_of(1))
-        assert [payment.device for payment in settlement.payments] == addresses(some)
+        settlement = settle(federation, addresses(some), seed_of(0), model_of(1))
+        assert {payment.device for payment in settlement.payments} == set(addresses(some))
         assert len(sent) == transactions
         assert federation.history().versions[0].payments == list(settlement.payments)
 
@@ -535,11 +548,11 @@ class TestHistory:
         )
         finding = Finding(two.address, Refusal.FALSE_EVIDENCE)
         refuse(federation, [finding])
-        paid = federation.settle(addresses([one, three, four]), seed_of(0), model_of(1, 5))
+        paid = settle(federation, addresses([one, three, four]), seed_of(0), model_of(1, 5))
         first_sent = sent.copy()
         sent.clear()
         second = federation.submit([contribute(federation, two, version=1, data_cost=10)])
-        paid_again = federation.settle([two.address], seed_of(1), model_of(2))
+        paid_again = settle(federation, [two.address], seed_of(1), model_of(2))
         history = federation.history()
         assert [version.number for version in history.versions] == [0, 1, 2]
         assert [version.model for version in history.versions] == [
@@ -599,7 +612,7 @@ class TestHistory:
     ) -> None:
         federation.submit([contribute(federation, device) for device in devices])
         refuse(federation, [Finding(devices[1].address, Refusal.NOT_FINITE)])
-        federation.settle(addresses(devices), seed_of(0), model_of(1))
+        settle(federation, addresses(devices), seed_of(0), model_of(1))
         federation.finish()
         there = read_again(federation, tmp_path, lambda: request.getfixturevalue("anvil"))
         assert there == federation.history()
@@ -607,6 +620,19 @@ class TestHistory:
     def test_times_are_those_of_the_blocks(
         self, federation: Federation, ledger: Ledger, sent: list[Receipt]
     ) -> None:
-        federation.settle([], seed_of(0), model_of(1))
+        settle(federation, [], seed_of(0), model_of(1))
         first, second = federation.history().versions
         assert second.time == ledger.time_of(sent[-1].block) >= first.time
+
+
+def test_what_is_too_large_for_a_transaction_goes_in_several() -> None:
+    """Nodes take none of more than 128 KiB, whatever the gas."""
+    contribution = Contribution("0x" + "11" * 20, 0, 1, b"\0" * 32, CID, (), (1,) * MAX_ERRORS)
+    batch = [Signed(contribution, b"\0" * 64)] * module.BATCH
+    batches = list(module._submissions(batch))
+    codec = Contract.__new__(Contract)
+    object.__setattr__(codec, "name", "RecordAndReward")
+    sizes = [len(codec.encode("submit", module._entries(some))) for some in batches]
+    assert sum(map(len, batches)) == module.BATCH
+    assert max(sizes) < 112_000
+    assert len(batches) == 2

@@ -246,3 +246,34 @@ class HalfFull:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from flower_chain.ledger.journal import Entry, Genesis, Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path, share = Path(sys.argv[1]), float(sys.argv[2])
+journal = Journal(path, Genesis(1, 1, ()))
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + int(share * 2000), 10**9))
+try:
+    journal.append(Entry("0x" + "ab" * 1000, 5, "0x" + 64 * "1"))
+except OSError:
+    journal.close()
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.7])
+def test_a_disk_that_gets_full_within_a_line_leaves_a_journal_that_goes_on(
+    path: Path, share: float
+) -> None:
+    command = [sys.executable, "-c", FULL, str(path), str(share)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
+
+    assert read(path) == (GENESIS, ENTRIES)
+    journal = Journal(path, GENESIS)
+    journal.append(ENTRIES[0])
+    journal.close()
+    assert read(path)[1] == [*ENTRIES, ENTRIES[0]]

@@ -1,6 +1,7 @@
 """What a device can get wrong, or do wrong: it costs that device, and nobody else."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -30,17 +31,19 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 from local_grid import Node, silent
-from softmax import Device, fresh, predict
+from softmax import Device, digits, fresh, predict, record
 
-from flower_chain import messages
+from flower_chain import Examiner, messages
 from flower_chain.client.app import device_account
 from flower_chain.keys import public_key
+from flower_chain.ledger.federation import Finding
 from flower_chain.messages import HELLO, RECORD, SEALED
 from flower_chain.records import NOBODY, Refusal
 from flower_chain.rules.record_and_reward import Rule, evidence
+from flower_chain.run import Run
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.store.seal import seal
-from flower_chain.updates import mean, pack
+from flower_chain.updates import Arrays, mean, pack
 
 STRANGER = Account.from_key(b"\7" * 32)
 LARGE = np.float32(3e38)
@@ -516,10 +519,10 @@ def replaced(**records: Any) -> Callable[[Node, Message, Message], Message]:
 
     def meddle(_node: Node, _question: Message, reply: Message) -> Message:
         content = dict(reply.content)
-        for name, record in records.items():
+        for name, found in records.items():
             content.pop(names.get(name, name), None)
-            if record is not None:
-                content[names.get(name, name)] = record
+            if found is not None:
+                content[names.get(name, name)] = found
         reply.content = RecordDict(content)
         return reply
 
@@ -754,3 +757,39 @@ def test_an_odd_evaluation_does_not_end_the_run(trio: Federation, what: str) -> 
 
     assert len(outcome.accepted(0)) == 3
     assert 1 in outcome.result.evaluate_metrics_clientapp
+
+
+def test_an_update_that_came_too_late_does_not_make_the_refusal_wrong(trio: Federation) -> None:
+    """A device can send the bytes of an old contribution with a new one."""
+    kept: list[bytes] = []
+
+    def late(node: Node, question: Message, reply: Message) -> Message:
+        sealed = contribution_in(reply)[1]
+        kept.append(sealed or b"")
+        return signing(attach=False)(node, question, reply) if len(kept) == 1 else reply
+
+    trio.meddle(late)
+    outcome = trio.run(rounds=2)
+    assert outcome.refused(0) == [(trio.accounts[-1], Refusal.NOT_STORED)]
+    outcome.run.store.put(kept[0])
+
+    outcome.verify()
+
+
+def test_a_model_that_the_examiner_fails_on_costs_its_update(
+    trio: Federation,
+) -> None:
+    def picky(arrays: Arrays, x: Any) -> Any:
+        if np.abs(arrays["weight"]).max() > 1e6:
+            raise ValueError("Input contains infinity")
+        return predict(arrays, x)
+
+    trio.meddle(signing(changed(weight=np.full((64, 10), 1e7, np.float32))))
+    strategy = trio.strategy()
+    strategy._examiner = Examiner(*(part[:300] for part in digits()), picky)
+    result = strategy.start(trio.grid, record(trio.initial), num_rounds=1)
+
+    with closing(Run.open(trio.path / "run")) as run:
+        (finding,) = run.federation.history().versions[0].findings
+    assert finding == Finding(trio.accounts[-1], Refusal.FALSE_EVIDENCE)
+    assert len(result.arrays) == 2

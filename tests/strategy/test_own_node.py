@@ -114,6 +114,7 @@ def test_bytes_that_are_no_errors_are_recorded_as_they_are(tmp_path: Path, anvil
     found = on_ledger(outcome, anvil, device)
     signed = odd(device, outcome.run.federation.domain, 1, rest=b"odd")
 
+    outcome.run.federation.reopen()
     (verdict,) = found.submit([signed])
     assert (verdict.reason, verdict.signed) == (Refusal.BAD_EVIDENCE, signed)
     del federation.nodes[0], federation.devices[0]

@@ -15,7 +15,7 @@ import pytest
 from federation import OWNER, Federation, Outcome, give
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAdam
-from softmax import Device, arrays_in, digits, fresh, predict, record
+from softmax import Device, arrays_in, digits, examiner, fresh, predict, record
 
 from flower_chain import Examiner, durable, keys
 from flower_chain.errors import (
@@ -27,6 +27,7 @@ from flower_chain.errors import (
     StoreError,
 )
 from flower_chain.ledger import EmbeddedLedger, embedded
+from flower_chain.ledger import federation as federation_module
 from flower_chain.ledger.federation import Federation as OnLedger
 from flower_chain.ledger.federation import Version
 from flower_chain.records import Refusal
@@ -34,6 +35,7 @@ from flower_chain.run import Pointers, Run
 from flower_chain.store import DirectoryStore, directory
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import digest, pack
+from flower_chain.verify import verify
 
 ROUNDS = 3
 HARMFUL = 3
@@ -479,3 +481,46 @@ def test_payments_that_anybody_made_while_the_owner_was_away_stand(
         federation.accounts
     )
     assert outcome.verify()["payments"] == 3
+
+
+# --- what an auditor sees of a run that is not over -----------------------------------------------
+
+
+def test_a_version_that_is_not_settled_is_checked_as_far_as_it_can_be(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, devices=3)
+    with killed_at(5, "send", after=True), pytest.raises(Killed):
+        federation.run()
+    with closing(Run.open(tmp_path / "run")) as run:
+        (version,) = run.federation.history().versions
+        (run.store.path / cid_from_bytes(version.verdicts[0].signed.contribution.cid)).unlink()
+        *_, report = verify(run, OWNER, examiner())
+
+    assert "3 updates of version 0: it is not settled" in report.unchecked
+
+
+def test_payments_that_were_cut_short_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation_module, "BATCH", 1)
+    federation = Federation(tmp_path, devices=3)
+    with killed_at(10, "send", after=True), pytest.raises(Killed):
+        federation.run()  # three enrolments, three submissions, one payment
+    with closing(Run.open(tmp_path / "run")) as run:
+        (version,) = run.federation.history().versions
+        assert len(version.payments) == 1
+        *_, report = verify(run, OWNER, examiner())
+    assert report.checked["payments"] == 1
+
+    outcome = federation.run()
+    assert len(outcome.history.versions[0].payments) == 3
+    outcome.verify()
+
+
+def test_no_version_is_left_open_when_the_server_ends(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, devices=2)
+    outcome = federation.run(rounds=2)
+    assert [version.closed for version in outcome.history.versions] == [True, True, True]
+
+    outcome = federation.run(rounds=3)
+    assert [len(version.accepted) for version in outcome.history.versions] == [2, 2, 2, 0]
+    outcome.verify()

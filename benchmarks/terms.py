@@ -1,0 +1,24 @@
+"""What a run agrees on if nobody sets anything."""
+
+from dataclasses import dataclass
+
+from flower_chain.records import PPM, to_ppm
+from flower_chain.rules.record_and_reward import Rule
+from flower_chain.strategy.settings import Settings
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of :class:`flower_chain.strategy.Settings` as they are unless somebody sets them.
+
+    But for the rate: the full price of a contribution is ``data_cost * PPM``.
+    """
+
+    rule: Rule
+    threshold_ppm: int = to_ppm(Settings.threshold)
+    gain_ppm: int = to_ppm(Settings.gain)
+    clear_ppm: int = to_ppm(Settings.clear)
+    harm_ppm: int = to_ppm(Settings.harm)
+    least_ppm: int = to_ppm(Settings.least)
+    rate: int = PPM
+    max_data_cost: int = Settings.max_data_cost
