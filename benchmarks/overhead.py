@@ -462,10 +462,10 @@ rounds.
 
 The same MNIST app with plain FedAvg and wrapped. The rule is `gain`, with terms under which every
 update is accepted; the owner has {app.VALIDATION_POINTS:,} validation points, and each device gets
-10 of each of 10 classes, as papers/1 does. mlp-50k has 50,095 parameters, mlp-1.13m 1,128,910 and cnn-1.13m
-1,128,506. "Added" is what a wrapped round takes longer than a plain one, the training apart; device
-and server are counted together. Devices run one after the other here, so a round is as long as its
-devices are many.
+10 of each of 10 classes, as in papers/1. mlp-50k has 50,095 parameters, mlp-1.13m 1,128,910 and
+cnn-1.13m 1,128,506. "Added" is what a wrapped round takes longer than a plain one, the training
+apart; device and server are counted together. Devices run one after the other here, so a round is
+as long as its devices are many.
 """
 
 
