@@ -62,7 +62,7 @@ def made_by(option: str, name: str) -> Any:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, ValueError) as fault:
+    except (ImportError, AttributeError, TypeError, LookupError, ValueError, OSError) as fault:
         raise ConfigError(f"{option} {name}: {fault}") from fault
 
 

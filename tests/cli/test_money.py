@@ -137,10 +137,11 @@ class TestWithdraw:
         done = call("withdraw", run, "--key", owner_key)
         assert_refused(done, "Reverted", "NothingToWithdraw", OWNER.address)
 
-    def test_a_device_without_gas_is_told_in_one_line(self, call, run, federation):
-        key = federation.path / "keys/0.key"
-        done = call("withdraw", run, "--key", key)
-        assert_refused(done, "Error", "")
+    def test_who_has_no_gas_is_told_in_one_line(self, call, run, federation, tmp_path):
+        key = tmp_path / "poor.key"
+        poor = keys.load_or_create(key).address
+        done = call("withdraw", run, federation.accounts[0], "--key", key)
+        assert_refused(done, "LedgerError", poor)
         assert credits(run, federation.accounts[0]) > 0
 
     def test_an_account_that_is_none_is_told(self, call, run, owner_key):
