@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 from federation import OWNER, TRAIN, Federation, Outcome, give
+from flwr.app import Context, RecordDict
 from local_grid import silent
 from softmax import Device
 from web3 import Web3
 
-from flower_chain.errors import Reverted
+from flower_chain.client.own_node import OwnNode
+from flower_chain.errors import ConfigError, Reverted
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation as OnLedger
-from flower_chain.records import Contribution, Domain, Refusal, Signed, sign
+from flower_chain.records import NOBODY, Contribution, Domain, Refusal, Signed, sign
+from flower_chain.strategy import LedgerStrategy
 
 
 def mixed(path: Path, url: str, with_node: int = 2, **node_config: str) -> Federation:
@@ -67,7 +70,7 @@ def test_what_devices_submitted_before_the_server_died_is_not_lost(
         raise ServerDied
 
     with monkeypatch.context() as patch:
-        patch.setattr(OnLedger, "collect", die)
+        patch.setattr(LedgerStrategy, "_admit", die)
         with pytest.raises(ServerDied):
             federation.run(rounds=2, ledger=anvil)
     outcome = federation.run(rounds=2, ledger=anvil)
@@ -181,3 +184,44 @@ def test_a_device_with_a_node_refuses_what_the_ledger_does_not_hold(
     assert reply is not None
     assert reply.has_error()
     assert "the task's version is 0, the ledger's 1" in str(reply.error.reason)
+
+
+def test_what_a_device_can_not_submit_the_owner_relays(tmp_path: Path, anvil: str) -> None:
+    federation = Federation(tmp_path, devices=1)
+    federation.add(Device(77), ledger=anvil)  # an account that has no gas
+    give(anvil, OWNER.address)
+    outcome = federation.run(ledger=anvil)
+
+    assert submitters(outcome, anvil)[federation.accounts[1]] == OWNER.address
+    assert outcome.refused() == []
+
+
+def test_a_node_without_a_key_file_is_refused(tmp_path: Path) -> None:
+    context = Context(1, 1, {"ledger": "http://127.0.0.1:1"}, RecordDict(), {})
+    with (
+        pytest.raises(ConfigError, match="must name a key-file"),
+        OwnNode.of(context, Domain(1, NOBODY), OWNER),
+    ):
+        pass
+
+
+def test_a_contribution_that_the_device_has_lost_is_not_made_anew(
+    tmp_path: Path, anvil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = mixed(tmp_path, anvil)
+
+    def die(*_: object) -> None:
+        raise ServerDied
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerStrategy, "_admit", die)
+        with pytest.raises(ServerDied):
+            federation.run(ledger=anvil)
+    for kept in (tmp_path / "keys").rglob("contribution.json"):
+        kept.unlink()
+    outcome = federation.run(ledger=anvil)
+
+    lost = sorted((account, Refusal.NOT_STORED) for account in federation.accounts[:2])
+    assert sorted(r for r in outcome.refused(0) if r[0] != NOBODY) == lost
+    assert outcome.accepted(0) == federation.accounts[2:]
+    outcome.verify()
