@@ -132,10 +132,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_left_alone(
     for number in range(KILLS):
         with serving(killed, rounds=10_000) as (_, log):
             if number % 5:  # while it trains, records or settles
-                until(lambda log=log: b"[ROUND" in log.read_bytes(), log)
-                time.sleep(moments.uniform(0, 3))
-            else:  # while it starts
-                time.sleep(moments.uniform(0, 12))
+                until(lambda log=log: b"aggregate_train:" in log.read_bytes(), log)
+                time.sleep(moments.uniform(0, 2))
+            else:  # while it starts, or goes on with the round that was cut short
+                time.sleep(moments.uniform(5, 20))
         found = [version.model.digest for version in history(killed).versions]
         assert found[: len(known)] == known, "a version was lost or changed"
         progress.append(len(found) - len(known))
