@@ -27,7 +27,7 @@ from digits.server_app import examiner  # noqa: E402 (an app is no package of ou
 KILLS = 25
 DEVICES = 4
 MARK = "FLOWER_CHAIN_TEST"
-PATIENCE = 300
+PATIENCE = 900
 ALL_ACCEPTED = "chain.clear=1.0 chain.harm=1.0"
 
 

@@ -36,7 +36,7 @@ def free_port() -> int:
         return int(some.getsockname()[1])
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 900) -> None:
     """Wait for something."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -105,11 +105,11 @@ class Machines:
         ask = HTTPProvider(self.node).make_request
         ask(RPCEndpoint("anvil_setBalance"), [account, hex(10**21)])
 
-    def as_owner(self, lines: str, timeout: float = 600) -> str:
+    def as_owner(self, lines: str, timeout: float = 1800) -> str:
         """Run lines on the owner's machine; returns what they print."""
         return self._bash(OWNER, self._here(lines), timeout)
 
-    def as_device(self, name: str, lines: str, timeout: float = 60) -> str:
+    def as_device(self, name: str, lines: str, timeout: float = 300) -> str:
         """Run lines on the machine of a device."""
         number = HOSPITALS.index(name)
         lines = lines.replace("hospital-a", name).replace(
