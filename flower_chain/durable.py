@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,9 @@ def replace(target: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if sys.platform == "linux":
+                # Not kept in memory too: to find room for it takes longer than to write it.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         aside.replace(target)
     except OSError:
         aside.unlink(missing_ok=True)
