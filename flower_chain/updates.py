@@ -309,6 +309,19 @@ def check_finite(arrays: Arrays) -> None:
             raise FormatError(f"{key!r} holds {count} of {array.size} values that are not finite")
 
 
+def check_stays_finite(received: Arrays, update: Arrays) -> None:
+    """As :func:`check_finite` of :func:`apply`, which is left out where it can't but pass.
+
+    Raises
+    ------
+    FormatError
+        As those two.
+    """
+    Format.of(received).of_update().check(update)
+    if not all(_is_far_from_overflow(base, update[key]) for key, base in received.items()):
+        check_finite(apply(received, update))
+
+
 def difference(trained: Arrays, received: Arrays) -> dict[str, NDArray[Any]]:
     """The update ``trained - received`` (papers/1, section II.A).
 
@@ -459,6 +472,17 @@ def _view(data: bytes, start: int, spec: ArraySpec) -> NDArray[Any]:
     if spec.dtype == "BOOL" and (array.view(np.uint8) > 1).any():
         raise FormatError(f"{spec.key!r} holds a bool that is neither 0 nor 1")
     return array.reshape(spec.shape)
+
+
+def _is_far_from_overflow(base: NDArray[Any], step: NDArray[Any]) -> bool:
+    if base.dtype.kind != "f" or not base.size:
+        return True
+    return _largest(base) + _largest(step) <= float(np.finfo(base.dtype).max)
+
+
+def _largest(array: NDArray[Any]) -> float:
+    """The largest absolute value; NaN if there is one."""
+    return max(abs(float(array.min())), abs(float(array.max())))
 
 
 def _subtracted(key: str, trained: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:

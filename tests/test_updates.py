@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from flower_chain.updates import (
     Format,
     apply,
     check_finite,
+    check_stays_finite,
     difference,
     digest,
     digest_of,
@@ -266,6 +268,29 @@ class TestCheckFinite:
     def test_others_are_refused_by_key(self, value: float) -> None:
         with pytest.raises(FormatError, match="'w' holds 1 of 2 values"):
             check_finite({**MODEL, "w": np.array([0, value])})
+
+
+class TestCheckStaysFinite:
+    @given(st.sampled_from(["f2", "f4", "f8"]), st.data())
+    def test_is_check_finite_of_the_model_with_the_update(
+        self, dtype: str, data: st.DataObject
+    ) -> None:
+        model, update = (one(data.draw(hnp.arrays(dtype, 3)), dtype) for _ in range(2))
+        try:
+            check_finite(apply(model, update))
+        except FormatError as fault:
+            with pytest.raises(FormatError, match=re.escape(str(fault))):
+                check_stays_finite(model, update)
+        else:
+            check_stays_finite(model, update)
+
+    def test_arrays_without_items_and_integers_pass(self) -> None:
+        model: Arrays = {"w": np.zeros(0), "n": np.array([2**31 - 1, 0], "i4")}
+        check_stays_finite(model, difference(model, model))
+
+    def test_another_format_is_refused(self) -> None:
+        with pytest.raises(FormatError, match="'w' is F64"):
+            check_stays_finite(one(1, "f4"), one(1, "f8"))
 
 
 class TestDifference:

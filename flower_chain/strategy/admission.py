@@ -11,7 +11,7 @@ from flower_chain.errors import FormatError
 from flower_chain.plan import Plan
 from flower_chain.records import Contribution, Domain, Hello, Refusal, Signed
 from flower_chain.store import Store
-from flower_chain.updates import Arrays, apply, check_finite
+from flower_chain.updates import Arrays, check_stays_finite
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Admitter:
         try:
             update = self._open(signed.contribution, sealed)
             try:
-                check_finite(apply(self._received, update))
+                check_stays_finite(self._received, update)
             except FormatError as fault:
                 raise RefusedError(Refusal.NOT_FINITE, f"T_k with it: {fault}") from fault
         except RefusedError as refused:
