@@ -20,7 +20,7 @@ a share at least. What is left of the open error is taken off the price, down to
 
 from collections.abc import Sequence
 from enum import IntEnum
-from itertools import combinations
+from math import comb
 from typing import Any, Protocol
 
 import numpy as np
@@ -229,20 +229,16 @@ def misdirection(before: NDArray, after: NDArray, labels: NDArray) -> float:
     if len(classes) < 2:
         return 1.0
     change = _log(after) - _log(before)
-    shares = [
-        _wrong_pairs(
-            change[labels == a, a] - change[labels == a, b],
-            change[labels == b, a] - change[labels == b, b],
-        )
-        for a, b in combinations(classes, 2)
-    ]
-    return min(1.0, float(np.mean(shares)) + LUCK / len(classes))
-
-
-def _wrong_pairs(own: NDArray, other: NDArray) -> float:
-    """The share of pairs in which `own` is not above `other`; a tie is half a pair."""
-    lead = own[:, np.newaxis] - other
-    return float((lead < -NO_CHANGE).mean() + (np.abs(lead) <= NO_CHANGE).mean() / 2)
+    right = change[np.arange(len(labels)), labels]
+    sizes = np.bincount(labels)[labels]
+    total = 0.0
+    for label in classes[:-1]:  # against all classes above it at once
+        own, others = labels == label, labels > label
+        for_own = right[own, np.newaxis] - change[own][:, labels[others]]
+        lead = for_own - (change[others, label] - right[others])
+        wrong = (lead < -NO_CHANGE).mean(axis=0) + (np.abs(lead) <= NO_CHANGE).mean(axis=0) / 2
+        total += float((wrong / sizes[others]).sum())
+    return min(1.0, total / comb(len(classes), 2) + LUCK / len(classes))
 
 
 def _log(probabilities: NDArray) -> NDArray:
