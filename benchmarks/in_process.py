@@ -1,6 +1,7 @@
 """Flower's Grid inside the process: real Messages, real ClientApps, nothing sent anywhere."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 from flwr.app import Context, Message, RecordDict
@@ -21,7 +22,7 @@ class InProcessGrid(Grid):
     run_config : mapping
     """
 
-    def __init__(self, apps: Sequence[ClientApp], run_config: Mapping[str, str]) -> None:
+    def __init__(self, apps: Sequence[ClientApp], run_config: Mapping[str, Any]) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self._replies: dict[str, Message] = {}
         self._nodes = {
@@ -72,11 +73,15 @@ class InProcessGrid(Grid):
     def _push(self, message: Message) -> str:
         name = str(uuid4())
         message.metadata.__dict__["_message_id"] = name
-        app, context = self._nodes[message.metadata.dst_node_id]
-        self._replies[name] = _delivered(app(_delivered(message), context))
+        if (reply := self._answer(message)) is not None:
+            self._replies[name] = reply
         return name
 
+    def _answer(self, message: Message) -> Message | None:
+        app, context = self._nodes[message.metadata.dst_node_id]
+        return delivered(app(delivered(message), context))
 
-def _delivered(message: Message) -> Message:
+
+def delivered(message: Message) -> Message:
     """The message on the other side: another object with the same bytes."""
     return message_from_proto(message_to_proto(message))
