@@ -71,10 +71,14 @@ def build(model: str) -> nn.Sequential:
             return _mlp(63)
         case "mlp-1.13m":
             return _mlp(1420)
+        case "cnn-50k":
+            return _cnn(16, 70)
         case "cnn-1.13m":
-            return _cnn(1040)
+            return _cnn(32, 1040)
         case other:
-            raise ValueError(f"model = {other!r}: it must be mlp-50k, mlp-1.13m or cnn-1.13m")
+            raise ValueError(
+                f"model = {other!r}: it must be mlp-50k, mlp-1.13m, cnn-50k, cnn-1.13m"
+            )
 
 
 def load(model: str, state: dict[str, torch.Tensor]) -> nn.Sequential:
@@ -87,7 +91,8 @@ def load(model: str, state: dict[str, torch.Tensor]) -> nn.Sequential:
 
 def predict(arrays: dict[str, NDArray], x: NDArray) -> NDArray:
     """Class probabilities, shape (n, 10), of the model with these arrays."""
-    state = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
+    writable = {key: np.require(value, requirements="W") for key, value in arrays.items()}
+    state = {key: torch.from_numpy(value) for key, value in writable.items()}
     return probabilities(load(_name_of(arrays), state), x)
 
 
@@ -127,23 +132,22 @@ def _mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-def _cnn(width: int) -> nn.Sequential:
+def _cnn(channels: int, width: int) -> nn.Sequential:
     """Two convolutions and two layers, as in McMahan et al. 2017."""
     return nn.Sequential(
-        nn.Conv2d(1, 32, 5),
+        nn.Conv2d(1, channels, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5),
+        nn.Conv2d(channels, 2 * channels, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(1024, width),
+        nn.Linear(32 * channels, width),
         nn.ReLU(),
         nn.Linear(width, 10),
     )
 
 
 def _name_of(arrays: dict[str, NDArray]) -> str:
-    if "0.weight" in arrays:
-        return "cnn-1.13m"
-    return "mlp-50k" if len(arrays["1.bias"]) == 63 else "mlp-1.13m"
+    kind, widest = ("cnn", "7.bias") if "7.bias" in arrays else ("mlp", "1.bias")
+    return f"{kind}-50k" if len(arrays[widest]) < 100 else f"{kind}-1.13m"
