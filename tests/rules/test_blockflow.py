@@ -1,0 +1,246 @@
+from fractions import Fraction
+from itertools import product
+from statistics import median
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from flower_chain.errors import FormatError
+from flower_chain.rules.blockflow import (
+    ONE,
+    Overall,
+    exact_scores,
+    middles,
+    refunds,
+    retrieval_survivors,
+    score,
+    to_score,
+    trust,
+)
+
+Matrix = NDArray[np.uint16]
+
+value = st.integers(0, ONE) | st.sampled_from([0, 1, ONE // 2, ONE // 2 + 1, ONE - 1, ONE])
+
+
+@st.composite
+def matrices(draw: st.DrawFn, most: int = 9, least: int = 1) -> Matrix:
+    """Scores of every agent for every model: any, or close to each other as honest ones are."""
+    n = draw(st.integers(least, most))
+    if draw(st.booleans()):
+        cells = draw(st.lists(value, min_size=n * n, max_size=n * n))
+        return np.array(cells, np.uint16).reshape(n, n)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    quality = rng.uniform(0.3, 0.95, n)
+    noise = rng.normal(0, draw(st.sampled_from([0.001, 0.05, 0.3])), (n, n))
+    return np.rint(np.clip(quality + noise, 0, 1) * ONE).astype(np.uint16)
+
+
+# --- algorithm 1 ---------------------------------------------------------------------------------
+
+
+@given(matrices())
+def test_algorithm_1_line_by_line(scores: Matrix) -> None:
+    """As the paper writes it, in exact fractions, each division rounded down."""
+    s = scores.tolist()
+    agents = range(len(s))
+    m = [int(Fraction(median([Fraction(s[a][k]) for a in agents]))) for k in agents]
+    ms = [m[k] * ONE // max(m) if max(m) else 0 for k in agents]
+    half = Fraction(ONE, 2)
+    t = [[abs(s[a][k] - m[k]) for k in agents] for a in agents]
+    d = [min(max(0, ONE * (half - t[a][k]) // (half + t[a][k])) for k in agents) for a in agents]
+    ds = [d[a] * ONE // max(d) if max(d) else 0 for a in agents]
+
+    p = tuple(int(min(ms[k], ds[k])) for k in agents)
+
+    assert score(scores) == Overall(tuple(m), tuple(map(int, d)), p)
+
+
+@given(matrices())
+def test_integers_are_close_to_the_exact_scores(scores: Matrix) -> None:
+    found = score(scores)
+    # Scaling up by more than a hundred shows the rounding.
+    assume(max(found.model) > ONE // 100 and max(found.evaluation) > ONE // 100)
+
+    np.testing.assert_allclose(
+        np.array(found.overall) / ONE, exact_scores(scores / ONE), atol=500 / ONE
+    )
+
+
+@given(matrices())
+def test_overall_scores_are_shares_and_all_zero_if_all_medians_are(scores: Matrix) -> None:
+    found = score(scores)
+
+    assert all(0 <= p <= ONE for p in found.overall)
+    assert any(found.model) or not any(found.overall)
+    assert any(found.evaluation) or not any(found.overall)
+
+
+@given(matrices(), st.integers(0, 2**32))
+def test_the_order_of_the_agents_does_not_matter(scores: Matrix, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(scores))
+
+    shuffled = score(scores[np.ix_(order, order)])
+
+    assert shuffled.overall == tuple(np.array(score(scores).overall)[order])
+
+
+def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two_rounded_down() -> None:
+    scores = np.array([[10, 0, 0, 0], [20, 0, 0, 0], [23, 0, 0, 0], [40, 0, 0, 0]])
+
+    assert [column[0] for column in middles(scores)] == [20, 23]
+    assert score(scores).model[0] == 21
+
+
+def test_medians_are_scaled_by_the_largest_median() -> None:
+    scores = np.array([[20_000, 10_000]] * 2)
+
+    assert score(scores).overall == (ONE, ONE // 2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_all_medians_zero_is_no_score_for_anybody(n: int) -> None:
+    assert score(np.zeros((n, n), np.uint16)).overall == (0,) * n
+
+
+def test_everybody_half_a_point_away_from_some_median_is_no_score_for_anybody() -> None:
+    scores = ONE - ONE * np.eye(3, dtype=int)  # medians of one, and everyone gives somebody zero
+
+    assert score(scores).evaluation == (0, 0, 0)
+    assert score(scores).overall == (0, 0, 0)
+
+
+@given(st.integers(1, ONE))
+def test_a_single_agent_scores_one(own: int) -> None:
+    assert score(np.array([[own]])).overall == (ONE,)
+
+
+def test_no_agents_no_scores() -> None:
+    assert score(np.zeros((0, 0), np.uint16)) == Overall((), (), ())
+    assert refunds(0, ()) == []
+
+
+@pytest.mark.parametrize(
+    ("distance", "expected"),
+    [(0, ONE), (ONE // 4, 21846), (ONE // 2, 0), (ONE // 2 + 1, 0), (ONE, 0)],
+)
+def test_trust(distance: int, expected: int) -> None:
+    assert trust(distance) == expected
+
+
+@given(st.integers(0, ONE - 1))
+def test_trust_falls_with_the_distance(distance: int) -> None:
+    assert trust(distance) >= trust(distance + 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (np.zeros((2, 3), int), r"shape \(2, 3\)"),
+        (np.zeros(3, int), r"shape \(3,\)"),
+        (np.full((2, 2), 0.5), "float64"),
+        (np.full((2, 2), ONE + 1), "to 65536"),
+        (np.full((2, 2), -1), "from -1"),
+    ],
+)
+def test_what_is_not_a_matrix_of_scores_is_refused(scores: Matrix, said: str) -> None:
+    with pytest.raises(FormatError, match=said):
+        score(scores)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, ONE), (0.5, 32768), (0.1, 6554)])
+def test_scores_are_rounded_half_up(share: float, expected: int) -> None:
+    assert to_score(share) == expected
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
+def test_a_score_is_a_share(wrong: float) -> None:
+    with pytest.raises(FormatError, match=r"in \[0, 1\]"):
+        to_score(wrong)
+
+
+# --- collusion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "colluders"), [(n, m) for n in range(3, 12) for m in range((n + 1) // 2)]
+)
+@given(seed=st.integers(0, 2**32))
+def test_no_minority_moves_a_median_out_of_the_honest_range(
+    n: int, colluders: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = np.rint(np.clip(rng.normal(0.8, 0.03, (n, n)), 0, 1) * ONE).astype(int)
+    honest = scores[colluders:]
+    scores[:colluders, :colluders] = ONE
+    scores[:colluders, colluders:] = 0
+
+    found = score(scores)
+
+    assert all(
+        low <= m <= high
+        for low, m, high in zip(honest.min(0), found.model, honest.max(0), strict=True)
+    )
+    assert all(p == 0 for p in found.overall[:colluders])
+    assert all(p > 0 for p in found.overall[colluders:])
+
+
+# --- refunds -------------------------------------------------------------------------------------
+
+pots = st.integers(0, 2**96 - 1)
+
+
+@given(pots, st.lists(value, min_size=1, max_size=20))
+def test_refunds_sum_to_the_pot_and_are_within_one_unit_of_the_exact_share(
+    pot: int, overall: list[int]
+) -> None:
+    parts = refunds(pot, overall)
+    weights = overall if any(overall) else [1] * len(overall)
+
+    assert sum(parts) == pot
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part - Fraction(pot * weight, sum(weights))) < 1
+        assert part >= 0
+
+
+@given(pots, st.integers(1, 20))
+def test_a_pot_that_nobody_earned_is_shared_equally(pot: int, n: int) -> None:
+    parts = refunds(pot, [0] * n)
+
+    assert sum(parts) == pot
+    assert max(parts) - min(parts) <= 1
+
+
+# --- retrieval -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "colluders"), [(n, m) for n in range(1, 12) for m in range((n + 1) // 2)]
+)
+def test_honest_agents_are_enough_for_each_other(n: int, colluders: int) -> None:
+    honest = range(colluders, n)
+    for withheld, lying in product((True, False), repeat=2):
+        seen = honest if withheld else range(n)
+        retrieved = [range(colluders) if lying else None] * colluders + [seen] * len(honest)
+
+        assert set(honest) <= set(retrieval_survivors(retrieved))
+
+
+def test_an_agent_whose_model_half_retrieved_is_eliminated() -> None:
+    retrieved = [{0, 1, 2, 3}, {0, 1, 2, 3}, {1, 2, 3}, {1, 2}]
+
+    assert retrieval_survivors(retrieved) == [1, 2, 3]
+
+
+def test_an_agent_that_retrieved_half_or_reports_nothing_is_eliminated() -> None:
+    assert retrieval_survivors([range(4), range(4), {3}, range(4)]) == [0, 1, 3]
+    assert retrieval_survivors([range(3), range(3), None]) == [0, 1]
+
+
+def test_own_models_count_and_unknown_ones_do_not() -> None:
+    assert retrieval_survivors([{1}, {0}]) == [0, 1]
+    assert retrieval_survivors([{7, -1}, {0}]) == []
+    assert retrieval_survivors([]) == []
