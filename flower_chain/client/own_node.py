@@ -16,11 +16,11 @@ from flower_chain.errors import ConfigError, LedgerError, TaskRefused
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation
-from flower_chain.ledger.outbox import pauses
 from flower_chain.messages import Request
 from flower_chain.records import Domain, Signed
 from flower_chain.store import DirectoryStore
 from flower_chain.store.cid import cid_from_bytes
+from flower_chain.waiting import pauses
 
 BYTES = ("digest", "cid", "signature")
 """What JSON holds in hex."""
@@ -54,7 +54,7 @@ class OwnNode:
         self._contract = Contract(self._ledger, domain.contract, "RecordAndReward")
         self._federation = Federation(self._contract, account)
         self._account = account
-        self._outbox = outbox / domain.contract
+        self._outbox = outbox / f"{domain.chain_id}-{domain.contract}"
 
     @classmethod
     @contextmanager
@@ -139,10 +139,8 @@ class OwnNode:
     def _write(self, sealed: bytes, content: RecordDict) -> None:
         cid = DirectoryStore(self._outbox).put(sealed)
         kept = {
-            "chain-id": self._ledger.chain_id,
             "record": dict(content.config_records[messages.RECORD]),
             "metrics": {name: dict(record) for name, record in content.metric_records.items()},
-            "attached": messages.SEALED in content.array_records,
         }
         durable.replace(self._file, json.dumps(kept, default=bytes.hex).encode())
         for old in self._outbox.iterdir():
@@ -153,15 +151,12 @@ class OwnNode:
         if not self._file.exists():
             return None
         kept: dict[str, Any] = json.loads(self._file.read_bytes())
-        if kept["chain-id"] != self._ledger.chain_id:
-            return None
         record = kept["record"] | {name: bytes.fromhex(kept["record"][name]) for name in BYTES}
         content = RecordDict({name: MetricRecord(m) for name, m in kept["metrics"].items()})
         content[messages.RECORD] = ConfigRecord(record)
         signed, _ = messages.read_contribution(content)
-        if kept["attached"]:
-            sealed = DirectoryStore(self._outbox).get(cid_from_bytes(signed.contribution.cid))
-            messages.write_contribution(content, signed, sealed)
+        sealed = DirectoryStore(self._outbox).get(cid_from_bytes(signed.contribution.cid))
+        messages.write_contribution(content, signed, sealed)
         return content
 
     @property

@@ -204,7 +204,7 @@ class Federation:
 
     def enrol(self, devices: Sequence[str]) -> None:
         """Put `devices` on the allowlist."""
-        for some in _batches(devices):
+        for some in batches(devices):
             self._transact("enrol", some)
 
     def submit(self, batch: Sequence[Signed]) -> list[Verdict]:
@@ -325,9 +325,9 @@ class Federation:
         dues = {verdict.device: verdict.due for verdict in version.payable}
         refuse: list[list[Call]] = [
             [("leaveOut" if begun and f.device in dues else "refuse", _finding(f)) for f in some]
-            for some in _batches(findings)
+            for some in batches(findings)
         ]
-        pay: list[list[Call]] = [[("pay", (some,))] for some in _batches(list(dues))]
+        pay: list[list[Call]] = [[("pay", (some,))] for some in batches(list(dues))]
         refused = set() if begun else {finding.device for finding in findings}
         judged = sum(due for device, due in dues.items() if device not in refused)
         end: list[Call] = [("advance", (seed, following.as_tuple(), judged))]
@@ -361,7 +361,8 @@ class Federation:
         return self._transact("multicall", encoded)
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """As many at a time as a transaction should have."""
     for begin in range(0, len(items), BATCH):
         yield list(items[begin : begin + BATCH])
 

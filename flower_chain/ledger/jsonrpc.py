@@ -15,7 +15,8 @@ from web3.types import BlockData, LogReceipt, TxReceipt
 from flower_chain.errors import NodeError, WrongChain
 from flower_chain.ledger.base import Ledger, Receipt
 from flower_chain.ledger.node import Node, Refused
-from flower_chain.ledger.outbox import Outbox, pauses, transaction
+from flower_chain.ledger.outbox import Outbox, transaction
+from flower_chain.waiting import pauses
 
 Answer = TypeVar("Answer")
 Key = TypeVar("Key")

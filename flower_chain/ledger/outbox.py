@@ -2,9 +2,7 @@
 
 import re
 import secrets
-import time
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +17,7 @@ from web3.types import BlockData, TxParams, TxReceipt, Wei
 from flower_chain.errors import LedgerError, NodeError
 from flower_chain.ledger.base import GAS_LIMIT, CallFailed
 from flower_chain.ledger.node import Refused
+from flower_chain.waiting import pauses
 
 FEES = ("gasPrice", "maxFeePerGas", "maxPriorityFeePerGas")
 GWEI = 10**9
@@ -289,16 +288,3 @@ def transaction(sender: str, to: str | None, data: bytes) -> TxParams:
     """What is called, without fees and nonce."""
     call: TxParams = {"from": Web3.to_checksum_address(sender), "data": data}
     return call if to is None else {**call, "to": Web3.to_checksum_address(to)}
-
-
-def pauses(total: float) -> Iterator[float]:
-    """Sleep between the passes of a loop, ever longer, `total` seconds in all; gives those slept.
-
-    What a node does not answer meanwhile does not count.
-    """
-    slept, pause = 0.0, 0.005
-    while slept < total:
-        yield slept
-        time.sleep(pause)
-        slept += pause
-        pause = min(1.5 * pause, 1.0)

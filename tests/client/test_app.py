@@ -10,6 +10,7 @@ from eth_account import Account
 from flwr.app import (
     ArrayRecord,
     Context,
+    Error,
     Message,
     MessageType,
     MetricRecord,
@@ -17,6 +18,7 @@ from flwr.app import (
 )
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
 from flwr.server.strategy.dp_fixed_clipping import KEY_CLIPPING_NORM
 from flwr.supercore.task_identity import TaskIdentity
 from local_grid import LocalGrid, Node, delivered, on_the_wire
@@ -517,6 +519,17 @@ def test_an_error_of_train_is_not_hidden(bench: Bench) -> None:
         bench.ask()
 
 
+def test_an_error_that_train_returns_is_handed_on_unsigned(bench: Bench) -> None:
+    def train(message: Message, context: Context) -> Message:
+        return Message(Error(ErrorCode.UNKNOWN, "no data today"), reply_to=message)
+
+    training(bench, train)
+    reply = bench.ask()
+
+    assert reply.error.reason == "no data today"
+    assert not reply.has_content()
+
+
 # --- Validation ----------------------------------------------------------------------------------
 
 
@@ -632,6 +645,24 @@ def test_an_accuracy_that_is_no_share_is_an_error(unmeasured: Bench, accuracy: f
     ask = refusing(unmeasured, evaluating({"accuracy": accuracy}), Rule.TREND)
 
     with pytest.raises(FormatError, match="is not a share"):
+        ask()
+
+
+def test_an_evaluate_that_returns_an_error_is_told(unmeasured: Bench) -> None:
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(Error(ErrorCode.UNKNOWN, "out of memory"), reply_to=message)
+
+    ask = refusing(unmeasured, evaluate, Rule.TREND)
+
+    with pytest.raises(TaskRefused, match="failed on the owner's samples: out of memory"):
+        ask()
+
+
+def test_an_evaluate_for_another_action_is_no_measure(unmeasured: Bench) -> None:
+    ask = refusing(unmeasured, None, Rule.TREND)
+    unmeasured.node.app.evaluate("audit")(evaluating({"accuracy": 0.5}))
+
+    with pytest.raises(ConfigError, match="nothing measured the owner's samples"):
         ask()
 
 

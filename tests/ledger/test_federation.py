@@ -257,6 +257,23 @@ class TestCollect:
         assert federation.collect(0, [contribute(federation, devices[1])]) == first
         assert len(sent) == 1
 
+    def test_on_a_node_that_does_not_know_its_newest_block_ends(
+        self, federation: Federation, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known = ledger.logs(federation.contract.address)
+        monkeypatch.setattr(ledger, "logs", lambda address, since=0: known)
+        with pytest.raises(LedgerError, match="does not know yet that version 0 was closed"):
+            federation.collect(0, [])
+        monkeypatch.undo()
+        assert federation.collect(0, []).closed
+
+    def test_on_a_node_that_keeps_no_events_ends(
+        self, federation: Federation, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ledger, "logs", lambda address, since=0: [])
+        with pytest.raises(LedgerError, match="no model was published by 0x"):
+            federation.collect(0, [])
+
     def test_of_another_version_is_refused(self, federation: Federation) -> None:
         with pytest.raises(LedgerError, match="the ledger is at version 0, this run at 1"):
             federation.collect(1, [])

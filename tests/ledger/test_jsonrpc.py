@@ -369,6 +369,11 @@ class TestFees:
         assert str(fault.value).startswith(f"{poor.address} has 0.000001 ether, but needs 0.000")
         assert not isinstance(fault.value, NodeError)
 
+    def test_who_can_pay_is_told_what_the_node_says(self, proxy, token, owner):
+        proxy.tamper = always("eth_sendRawTransaction", refusal("txpool is full"))
+        with pytest.raises(LedgerError, match=r"refused eth_sendRawTransaction: txpool is full$"):
+            token.transact(owner, "transfer", ALICE, 1)
+
     def test_the_gas_of_a_block_is_not_exceeded(self, node, proxy, ledger, owner):
         proxy.tamper = change(
             "eth_getBlockByNumber", lambda block: block.update(gasLimit=hex(22_000))
@@ -614,6 +619,15 @@ class TestWaiting:
                 mine(node)
             assert sent.result().block == 2
 
+    def test_a_block_that_no_others_follow_ends_it_with_the_hash(self, node, owner):
+        with (
+            JsonRpcLedger(node.url, confirmations=3, timeout=0.1) as ledger,
+            pytest.raises(NodeError, match="block 1 never had 3 confirmations") as fault,
+        ):
+            ledger.send(owner, ALICE, b"")
+        (sent,) = node.ask("eth_getBlockByNumber", "0x1", False)["transactions"]
+        assert f"transaction {sent} may still be mined" in str(fault.value)
+
     def test_what_a_node_has_dropped_is_sent_again(self, node, ledger, owner):
         hold(node)
         with at_once(lambda: ledger.send(owner, ALICE, b"")) as sent:
@@ -842,11 +856,33 @@ class TestLogs:
         with pytest.raises(NodeError, match="knows no transaction"):
             ledger.receipt(after[1].receipt.transaction)
 
+    def test_whose_block_the_node_does_not_know_are_told(self, proxy, filled, monkeypatch):
+        monkeypatch.setattr(jsonrpc, "BEHIND", 0.1)
+        third = filled.events()[3]
+        with JsonRpcLedger(proxy.url) as reader:
+            assert reader.time_of(third.receipt.block) == third.time
+            proxy.tamper = always("eth_getBlockByNumber", says(None))
+            with pytest.raises(NodeError, match=f"knows no block {third.receipt.block}"):
+                reader.time_of(third.receipt.block)
+
     def test_of_a_node_that_is_behind_are_waited_for(self, proxy, token, owner):
         """One URL, several nodes."""
         token.transact(owner, "transfer", ALICE, 1)
         proxy.tamper = instead("eth_blockNumber", says("0x0"), says("0x1"))
         assert transfers(token, ALICE) == [1]
+
+    def test_of_a_chain_that_has_become_shorter_are_waited_for_once(
+        self, node, proxy, token, owner, monkeypatch
+    ):
+        monkeypatch.setattr(jsonrpc, "BEHIND", 0.1)
+        token.transact(owner, "transfer", ALICE, 1)
+        node.ask("anvil_rollback", 1)
+        proxy.asked.clear()
+        assert transfers(token, ALICE) == []
+        assert proxy.asked.count("eth_blockNumber") > 1
+        proxy.asked.clear()
+        assert transfers(token, ALICE) == []
+        assert proxy.asked.count("eth_blockNumber") == 1
 
 
 class TestRefusals:

@@ -421,6 +421,14 @@ class TestEmbeddedLedger:
         with pytest.raises(LedgerError, match="is not open for writing"):
             reader.send(owner, ALICE, b"")
 
+    def test_what_is_too_large_for_a_transaction_is_not_sent(
+        self, path: Path, owner: LocalAccount
+    ) -> None:
+        with EmbeddedLedger(path, [owner.address]) as ledger:
+            with pytest.raises(LedgerError, match=f"{owner.address} can't send this transaction"):
+                ledger.send(owner, ALICE, b"\1" * 2_000_000)
+            assert ledger.send(owner, ALICE, b"\1").block == 1
+
     def test_a_reader_makes_no_journal(self, path: Path) -> None:
         with pytest.raises(JournalError, match="No such file"):
             EmbeddedLedger(path, read_only=True)

@@ -1,6 +1,12 @@
 """Devices that submit their own transactions, on a real node."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federation import OWNER, TRAIN, Federation, Outcome, give
@@ -9,12 +15,18 @@ from local_grid import silent
 from softmax import Device
 from web3 import Web3
 
+from flower_chain.client import own_node
 from flower_chain.client.own_node import OwnNode
-from flower_chain.errors import ConfigError, Reverted
+from flower_chain.errors import ConfigError, Reverted, TaskRefused
+from flower_chain.keys import public_key
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation as OnLedger
-from flower_chain.records import NOBODY, Contribution, Domain, Refusal, Signed, sign
+from flower_chain.messages import Request
+from flower_chain.records import NOBODY, Contribution, Domain, Refusal, Signed, Task, sign
+from flower_chain.run import Run
+from flower_chain.store.cid import cid_from_bytes
 from flower_chain.strategy import LedgerStrategy
+from flower_chain.updates import digest, pack
 
 
 def mixed(path: Path, url: str, with_node: int = 2, **node_config: str) -> Federation:
@@ -79,6 +91,28 @@ def test_what_devices_submitted_before_the_server_died_is_not_lost(
     trained = [len(device.trained) for device in federation.devices]
     assert trained == [2, 2, 3]  # who was on the ledger already was not trained anew
     assert outcome.verify()["aggregates"] == 2
+
+
+def test_what_a_shared_store_has_lost_comes_by_message(
+    tmp_path: Path, anvil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = mixed(tmp_path, anvil, store=str(tmp_path / "run" / "store"))
+
+    def die(*_: object) -> None:
+        raise ServerDied
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerStrategy, "_admit", die)
+        with pytest.raises(ServerDied):
+            federation.run(ledger=anvil)
+    with closing(Run.open(tmp_path / "run")) as run:
+        for verdict in run.federation.current().verdicts:
+            (tmp_path / "run" / "store" / cid_from_bytes(verdict.signed.contribution.cid)).unlink()
+    outcome = federation.run(ledger=anvil)
+
+    assert sorted(outcome.accepted()) == sorted(federation.accounts)
+    assert [len(device.trained) for device in federation.devices] == [1, 1, 2]
+    outcome.verify()
 
 
 def test_a_contribution_whose_update_never_came_is_refused_and_holds_nothing_up(
@@ -184,6 +218,63 @@ def test_a_device_with_a_node_refuses_what_the_ledger_does_not_hold(
     assert reply is not None
     assert reply.has_error()
     assert "the task's version is 0, the ledger's 1" in str(reply.error.reason)
+
+
+def publish(outcome: Outcome, version: int) -> None:
+    """Settle the version before without any contribution; the model stays as it is."""
+    run = outcome.run
+    following = run.model(outcome.model(version - 1), version, 0)
+    run.federation.settle(run.federation.current(), run.seed(version - 1), following)
+
+
+def test_a_device_whose_node_is_behind_the_owners_waits_for_the_version(
+    tmp_path: Path, anvil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = mixed(tmp_path, anvil).run(ledger=anvil)
+    run, owner = outcome.run, public_key(OWNER)
+    task = Task(2, digest(pack(outcome.model(1))), run.plan.digest)
+    request = Request(task, b"", run.federation.domain, run.plan)
+    node = OwnNode(anvil, run.federation.domain, Device(0).account, tmp_path / "outbox")
+    with closing(node), ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(node.check, request, owner)
+        time.sleep(0.2)
+        assert not checked.done()
+        publish(outcome, 2)
+        checked.result()
+
+        monkeypatch.setattr(own_node, "BEHIND", 0.05)
+        with pytest.raises(TaskRefused, match="the task's version is 3, the ledger's 2"):
+            node.check(replace(request, task=replace(task, version=3)), owner)
+
+
+def test_a_device_is_told_why_the_contract_refused_what_it_submitted(
+    tmp_path: Path, anvil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = mixed(tmp_path, anvil)
+    account = federation.devices[0].account.address
+    federation.devices[0].claims = 1000
+    outcome = federation.run(ledger=anvil)
+
+    assert outcome.refused() == [(account, Refusal.BAD_DATA_COST)]
+    assert "The contract refused the contribution: bad data cost" in caplog.text
+    outcome.verify()
+
+
+def test_a_contribution_to_the_same_contract_on_another_chain_is_another(
+    tmp_path: Path, start_anvil: Callable[..., Any]
+) -> None:
+    """A test chain that is made anew has its contracts where the old one had them."""
+    first, second = (start_anvil("--chain-id", str(n)).url for n in (1111, 2222))
+    before = mixed(tmp_path, first).run(ledger=first)
+    (tmp_path / "run").rename(tmp_path / "before")
+    federation = mixed(tmp_path, second)
+    outcome = federation.run(ledger=second)
+
+    assert outcome.run.pointers.contract == before.run.pointers.contract
+    assert outcome.refused() == []
+    kept = list((tmp_path / "keys").rglob("contribution.json"))
+    assert len(kept) == 4  # two devices with a node, on two chains
+    outcome.verify()
 
 
 def test_what_a_device_can_not_submit_the_owner_relays(tmp_path: Path, anvil: str) -> None:
