@@ -220,7 +220,9 @@ class Run:
             )
             pointers.write(path / "run.json")
             undo.pop_all()
-        return cls(path, pointers, ledger, owner)
+        run = cls(path, pointers, ledger, owner)
+        run.token = money
+        return run
 
     @classmethod
     def open(

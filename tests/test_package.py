@@ -9,6 +9,7 @@ import pytest
 
 import flower_chain
 from flower_chain import Settings
+from flower_chain.cli.deploy import flat
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flower_chain"
@@ -20,7 +21,18 @@ FORBIDDEN = {
     "rules": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store", "flower_chain.plan"},
     "ledger": {"flwr", "flower_chain.store", "flower_chain.plan", "flower_chain.strategy"},
     "store": {"flwr", "web3", "flower_chain.ledger", "flower_chain.records"},
+    "privacy": {
+        "flwr",
+        "web3",
+        "flower_chain.records",
+        "flower_chain.ledger",
+        "flower_chain.store",
+    },
     "examiner": {"flwr", "web3"},
+    "keys": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
+    "run": {"flwr", "flower_chain.strategy", "flower_chain.client"},
+    "client": {"flower_chain.strategy", "flower_chain.run"},
+    "strategy": {"web3", "flower_chain.client"},
     "verify": {"flwr", "flower_chain.strategy", "flower_chain.client"},
     "report": {"flwr", "flower_chain.strategy", "flower_chain.client"},
 }
@@ -57,25 +69,15 @@ def test_the_public_names_are_sorted_and_there():
     assert all(hasattr(flower_chain, name) for name in flower_chain.__all__)
 
 
-def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested tables as Flower flattens them."""
-    found: dict[str, object] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def app_config() -> dict[str, object]:
-    """The run-config of the digits app."""
-    parsed = tomllib.loads((ROOT / "apps/digits/pyproject.toml").read_text())
+def app_config(app: str) -> dict[str, object]:
+    """The run-config of an app."""
+    parsed = tomllib.loads((ROOT / f"apps/{app}/pyproject.toml").read_text())
     return flat(parsed["tool"]["flwr"]["app"]["config"])
 
 
-def test_the_app_lists_every_setting_with_its_default():
-    listed = {key: value for key, value in app_config().items() if key.startswith("chain.")}
+@pytest.mark.parametrize("app", ["digits", "census"])
+def test_an_app_lists_every_setting_with_its_default(app):
+    listed = {key: value for key, value in app_config(app).items() if key.startswith("chain.")}
     defaults = {f"chain.{f.name.replace('_', '-')}": f.default for f in fields(Settings)}
     assert listed == defaults | {"chain.run": ""}
 
@@ -84,4 +86,4 @@ def test_the_app_lists_every_setting_with_its_default():
     "preset", sorted((ROOT / "strategies").glob("*.toml")), ids=lambda p: p.stem
 )
 def test_a_preset_names_settings_that_the_app_has(preset):
-    assert set(flat(tomllib.loads(preset.read_text()))) <= set(app_config())
+    assert set(flat(tomllib.loads(preset.read_text()))) <= set(app_config("digits"))

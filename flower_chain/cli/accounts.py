@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from flower_chain import keys
-from flower_chain.cli.common import account_of, reporting
+from flower_chain.cli.arguments import account_of
+from flower_chain.cli.reporting import reporting
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -14,8 +14,9 @@ import typer
 from eth_account.signers.local import LocalAccount
 from rich.table import Table
 
-from flower_chain.cli.common import DryRun, console, examiner_of, made_by, reporting
+from flower_chain.cli.arguments import DryRun, examiner_of, made_by
 from flower_chain.cli.money import in_full
+from flower_chain.cli.reporting import console, reporting
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.plan import Plan
@@ -64,7 +65,8 @@ def deploy(
             return
         with closing(beginning.begin(settings.path, settings.ledger, settings.funds)) as run:
             contract = run.federation.contract.address
-            console.print(f"Done: contract {contract}, {gas_used(run):,} gas.", soft_wrap=True)
+            gas = beginning.gas_used(run)
+            console.print(f"Done: contract {contract}, {gas:,} gas.", soft_wrap=True)
             console.print(f"{settings.path / 'run.json'} says where all is.", soft_wrap=True)
 
 
@@ -113,7 +115,18 @@ class Beginning:
         with TemporaryDirectory() as folder:
             funds = Funds(self.settings.funds.pool)
             with closing(self.begin(Path(folder), EMBEDDED, funds)) as run:
-                return gas_used(run, self.settings.funds.token is not None)
+                return self.gas_used(run)
+
+    def gas_used(self, run: Run) -> int:
+        """Gas of all that was done to begin `run`."""
+        contract, ledger = run.federation.contract, run.token.ledger
+        is_new, ours = self.settings.funds.token is None, bytes.fromhex(contract.address[2:])
+        logs = ledger.logs(run.token.address, run.token.block if is_new else contract.block)
+        # Others use a token that was there; what it says to them may be nothing that we know.
+        logs = [log for log in logs if is_new or ours in b"".join(log["topics"])]
+        moved = {ledger.receipt(log["transactionHash"].to_0x_hex()) for log in logs}
+        receipts = moved | {event.receipt for event in contract.events()}
+        return sum(receipt.gas_used for receipt in receipts)
 
     def terms(self) -> Table:
         """What is agreed, who pays, and what it costs."""
@@ -154,20 +167,13 @@ class Beginning:
             return f"{ledger}, chain {ledger.chain_id}"
 
 
-def gas_used(run: Run, token_was_there: bool = False) -> int:
-    """Gas of all that was done to a run so far, by whomsoever."""
-    token = [] if token_was_there else run.token.events()
-    receipts = {event.receipt for event in [*token, *run.federation.contract.events()]}
-    return sum(receipt.gas_used for receipt in receipts)
-
-
 def _settings(app: Path, run_config: Path) -> Settings:
     """What the ServerApp of `app` will be told, or ConfigError."""
     project = _read(app / "pyproject.toml") if (app / "pyproject.toml").exists() else {}
     defaults: Any = project
     for key in ("tool", "flwr", "app", "config"):
         defaults = defaults.get(key, {})
-    config = _flat(defaults) | _flat(_read(run_config))
+    config = flat(defaults) | flat(_read(run_config))
     if not config.get("chain.run"):
         raise ConfigError(f"{run_config} must set chain.run, so that the ServerApp finds the run")
     settings = Settings.from_run_config(config, 0)
@@ -189,12 +195,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} can't be read: {fault}") from None
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as Flower flattens them."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found

@@ -11,14 +11,8 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from flower_chain.cli.common import (
-    LedgerUrl,
-    RunFolder,
-    account_of,
-    console,
-    examiner_of,
-    reporting,
-)
+from flower_chain.cli.arguments import LedgerUrl, RunFolder, account_of, examiner_of
+from flower_chain.cli.reporting import console, reporting
 from flower_chain.report import devices_table, in_tokens, rounds_table, summarise, to_json
 from flower_chain.run import Run
 from flower_chain.verify import Report, verify

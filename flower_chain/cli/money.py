@@ -12,10 +12,11 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import is_address, to_checksum_address
 from rich.table import Table
 
-from flower_chain.cli.common import DryRun, LedgerUrl, RunFolder, account_of, console, reporting
+from flower_chain.cli.arguments import DryRun, LedgerUrl, RunFolder, account_of
+from flower_chain.cli.reporting import console, reporting
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract
-from flower_chain.ledger.federation import BATCH
+from flower_chain.ledger.federation import batches
 from flower_chain.records import TOKEN_UNITS
 from flower_chain.run import Run
 from flower_chain.strategy.settings import read_accounts
@@ -84,8 +85,7 @@ def enrol(
         for account in accounts:
             console.print(account, "is enrolled already" if account in known else "")
         new = [account for account in accounts if account not in known]
-        batches = [new[begin : begin + BATCH] for begin in range(0, len(new), BATCH)]
-        calls = [("enrol", batch) for batch in batches]
+        calls = [("enrol", some) for some in batches(new)]
         what = f"Enrol {len(new)} of {len(accounts)} devices"
         _carry_out(Order(what, opened.federation.contract, calls, []), opened, signer, dry_run)
 

@@ -7,11 +7,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from federation import OWNER, TOKEN, Federation, Outcome
+from federation import OWNER, TOKEN, Federation, Outcome, give
 from softmax import fresh
-from test_money import assert_refused, give_ether
+from test_money import assert_refused
 from typer.testing import Result
 
+from flower_chain.ledger import JsonRpcLedger
 from flower_chain.run import Run
 
 Call = Callable[..., Result]
@@ -24,7 +25,7 @@ def where(request: pytest.FixtureRequest) -> str:
     if request.param == "embedded":
         return "embedded"
     url: str = request.getfixturevalue("anvil")
-    give_ether(url, OWNER.address)
+    give(url, OWNER.address)
     return url
 
 
@@ -106,6 +107,7 @@ def test_a_folder_with_a_run_is_left_alone(call, tmp_path):
     ("settings", "why"),
     [
         ({"run": ""}, "must set chain.run"),
+        ({"run": "runs/here"}, "chain.run = 'runs/here': the ServerApp needs an absolute path"),
         ({"scheme": "fedavg"}, "needs no contracts"),
         ({"rule": "nonsense"}, "nonsense"),
         ({"ledger": "http://127.0.0.1:1"}, "127.0.0.1:1"),
@@ -118,8 +120,40 @@ def test_what_can_not_be_used_is_told_in_one_line(call, tmp_path, settings, why)
     assert_refused(call("deploy", tmp_path, "--run-config", file, *FUNCTIONS), why)
 
 
+def test_open_enrolment_is_told_and_enrols_nobody(call, tmp_path):
+    federation = Federation(tmp_path, devices=3)
+    file = write_config(federation, enrol="open")
+    done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS)
+    assert "whoever answers" in done.output
+    with closing(Run.open(tmp_path / "run")) as run:
+        assert not any(run.federation.is_enrolled(account) for account in federation.accounts)
+
+
+def test_a_token_that_is_there_is_not_made_and_only_what_fills_the_pool_costs_gas(
+    call, tmp_path, anvil, owner
+):
+    give(anvil, OWNER.address)
+    with JsonRpcLedger(anvil) as ledger:
+        token = ledger.deploy(owner, "RewardToken", 100 * TOKEN)
+        file = write_config(Federation(tmp_path, devices=3), anvil, token=token.address)
+        deploy = ("deploy", tmp_path, "--run-config", file, *FUNCTIONS)
+        token.transact(owner, "transfer", OWNER.address, 12 * TOKEN)
+        poor = call(*deploy)
+        assert_refused(poor, "ConfigError", "pool = 12.5: the owner has only 12 tokens")
+        assert not (tmp_path / "run").exists()
+
+        token.transact(owner, "transfer", OWNER.address, TOKEN)
+        done = call(*deploy)
+        assert done.exit_code == 0, done.output
+        assert f"12.5 of the token {token.address}" in done.output
+        (told,) = re.findall(r"about ([\d,]+), paid by the owner", done.output)
+        (used,) = re.findall(r"Done: contract \w+, ([\d,]+) gas", done.output)
+        assert abs(in_gas(told) - in_gas(used)) < 1000
+        assert token.call("balanceOf", OWNER.address) == TOKEN // 2
+
+
 def test_an_owner_that_is_a_device_is_told_before_anything_is_sent(call, tmp_path, anvil):
-    give_ether(anvil, OWNER.address)
+    give(anvil, OWNER.address)
     file = write_config(Federation(tmp_path, devices=3), anvil)
     (tmp_path / "devices.txt").write_text(OWNER.address)
     assert_refused(call("deploy", tmp_path, "--run-config", file, *FUNCTIONS), OWNER.address)

@@ -53,6 +53,16 @@ def test_verify_without_key_says_what_it_left_out(run):
     assert "not checked" in done.output
 
 
+def test_verify_json_tells_what_was_checked_and_what_was_not(run):
+    key = run.parent / "owner.key"
+    done = call("verify", run, "--owner-key", key, "--json")
+    told = json.loads(done.output)
+    assert done.exit_code == 0
+    assert told["verified"] is True
+    assert told["checked"]["accepted updates"] == 2
+    assert all("needs" in left_out for left_out in told["unchecked"])
+
+
 def test_verify_json_names_the_first_record_that_does_not_fit(run, tmp_path):
     done = call("verify", tmp_path, "--json")
     told = json.loads(done.output)
@@ -60,7 +70,9 @@ def test_verify_json_names_the_first_record_that_does_not_fit(run, tmp_path):
     assert (told["verified"], told["error"]) == (False, "ConfigError")
 
 
-@pytest.mark.parametrize("name", ["nosuchmodule:f", "softmax:nosuch", "softmax", "json:dumps"])
+@pytest.mark.parametrize(
+    "name", ["nosuchmodule:f", "softmax:nosuch", "softmax", "json:dumps", "softmax:fresh"]
+)
 def test_an_examiner_that_is_not_one_is_told(run, name):
     done = call("verify", run, "--examiner", name)
     assert done.exit_code == 1

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from eth_account import Account
-from federation import OWNER, TOKEN, Federation
+from federation import OWNER, TOKEN, Federation, give
 from typer.testing import Result
 from web3 import HTTPProvider, Web3
-from web3.types import RPCEndpoint
 
 from flower_chain import keys
 from flower_chain.cli.money import in_full
 from flower_chain.run import Run
+from flower_chain.strategy import LedgerStrategy
 
 Call = Callable[..., Result]
 STRANGER = "0x1111111111111111111111111111111111111111"
@@ -28,14 +28,9 @@ def federation(request: pytest.FixtureRequest, tmp_path: Path) -> Federation:
     where = "embedded"
     if request.param == "node":
         where = request.getfixturevalue("anvil")
-        give_ether(where, OWNER.address)
+        give(where, OWNER.address)
     made.run(rounds=1, ledger=where)
     return made
-
-
-def give_ether(url: str, account: str) -> None:
-    """What gas costs."""
-    HTTPProvider(url).make_request(RPCEndpoint("anvil_setBalance"), [account, hex(10**21)])
 
 
 @pytest.fixture
@@ -192,6 +187,18 @@ class TestFinish:
         assert_refused(again, "ConfigError", "is finished")
 
 
+def test_a_run_is_not_ended_while_contributions_wait_for_their_payment(call, tmp_path, monkeypatch):
+    federation = Federation(tmp_path, devices=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerStrategy, "_settle", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            federation.run(rounds=1)
+    finish = ("finish", tmp_path / "run", "--owner-key", tmp_path / "owner.key")
+    assert_refused(call(*finish), "ConfigError", "start the server for one round more")
+    federation.run(rounds=1)
+    assert call(*finish).exit_code == 0
+
+
 def test_nothing_is_sent_while_the_server_holds_the_embedded_ledger(call, tmp_path):
     federation = Federation(tmp_path, devices=2)
     federation.run(rounds=1)
@@ -211,7 +218,7 @@ def test_a_keystore_pays_with_the_password_from_the_environment(call, tmp_path, 
 
 
 def test_whoever_has_a_copy_of_the_run_can_use_a_node_of_their_own(call, tmp_path, anvil):
-    give_ether(anvil, OWNER.address)
+    give(anvil, OWNER.address)
     Federation(tmp_path, devices=2).run(rounds=1, ledger=anvil)
     run, key = tmp_path / "run", tmp_path / "owner.key"
     pointers = run / "run.json"

@@ -1,24 +1,17 @@
-"""What all commands share: how they print, how they fail, and what they are called with."""
+"""What several commands are called with, and what it stands for."""
 
 import importlib
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from eth_account.signers.local import LocalAccount
-from rich.console import Console
-from rich.markup import escape
 
 from flower_chain import keys
-from flower_chain.errors import ConfigError, FlowerChainError
+from flower_chain.errors import ConfigError
 from flower_chain.examiner import Examiner
-
-console = Console(width=None if sys.stdout.isatty() else 110)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run's records.")]
 LedgerUrl = Annotated[
@@ -26,19 +19,6 @@ LedgerUrl = Annotated[
     typer.Option("--ledger", help="URL of a node of your own, if the run is on a node's chain."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen; send nothing.")]
-
-
-@contextmanager
-def reporting(as_json: bool = False) -> Iterator[None]:
-    """One line for what goes wrong on purpose, and exit status 1."""
-    try:
-        yield
-    except FlowerChainError as fault:
-        if as_json:
-            print(json.dumps({"verified": False, "error": type(fault).__name__, "why": str(fault)}))
-        else:
-            console.print(f"[red]{type(fault).__name__}[/] {escape(str(fault))}", soft_wrap=True)
-        raise typer.Exit(1) from None
 
 
 def account_of(key_file: Path) -> LocalAccount:
