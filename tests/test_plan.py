@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 from tasks import a_plan
 
 from flower_chain.errors import ConfigError, FormatError
+from flower_chain.keys import public_key
 from flower_chain.plan import Plan
 from flower_chain.records import PPM
 from flower_chain.rules.record_and_reward import Rule
@@ -110,6 +112,12 @@ def test_a_term_out_of_range_is_refused(term: str, value: Any) -> None:
 )
 def test_a_term_at_the_end_of_its_range_is_not_refused(term: str, value: Any) -> None:
     assert getattr(a_plan(**{term: value}), term) == value
+
+
+def test_a_reader_that_is_listed_twice_is_refused() -> None:
+    key = public_key(Account.create()).hex()
+    with pytest.raises(ConfigError, match="one of the 2 accounts is listed twice"):
+        a_plan(readers=f"{key} {key.upper()}")
 
 
 def edited(**terms: Any) -> str:

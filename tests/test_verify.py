@@ -3,20 +3,27 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from eth_account import Account
-from federation import OWNER, Federation, Outcome, signing
+from eth_utils.crypto import keccak
+from federation import OWNER, TOKEN, Federation, Outcome, changed, everybody, give, signing
+from flwr.serverapp.strategy import FedAdam
 from local_grid import silent
 from softmax import examiner
+from tasks import a_plan
+from web3 import HTTPProvider
+from web3.types import RPCEndpoint
 
 from flower_chain import Examiner
+from flower_chain import run as run_module
 from flower_chain.errors import ConfigError, JournalError, Unverified
 from flower_chain.ledger.federation import Federation as Ledger
-from flower_chain.ledger.federation import History
-from flower_chain.records import Refusal
+from flower_chain.ledger.federation import Finding, History
+from flower_chain.records import Refusal, Signed, sign
 from flower_chain.run import Run
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.strategy.base import LedgerStrategy
@@ -179,6 +186,63 @@ def test_a_changed_verdict_is_found(run, monkeypatch):
         check(run)
 
 
+def test_a_changed_due_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        verdicts = history.versions[0].verdicts
+        verdicts[:] = [replace(v, due=v.due + 1) if v.due else v for v in verdicts]
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match=r"contribution of .*: due is \d+, by the rules \d+"):
+        check(run)
+
+
+def test_another_seed_than_was_committed_to_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        history.versions[0].seed = b"\1" * 32
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match="version 0: the seed is not the one committed to"):
+        check(run, with_key=False, with_data=False)
+
+
+def test_a_refusal_of_what_the_ledger_never_had_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        history.versions[1].findings.append(Finding(OWNER.address, Refusal.NOT_STORED))
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match="but the ledger accepted nothing of it"):
+        check(run)
+
+
+def test_an_update_that_nobody_can_read_but_that_was_accepted_is_found(tmp_path, monkeypatch):
+    federation = Federation(tmp_path, devices=3)
+    device = federation.meddle(signing(update=changed(), owner=Account.create()))
+    run = federation.run().path
+
+    with_history(monkeypatch, lambda history: history.versions[0].findings.clear())
+    with pytest.raises(Unverified, match=f"contribution of {device}: accepted, but "):
+        check(run)
+
+
+def test_a_model_of_another_digest_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        version = history.versions[1]
+        version.model = replace(version.model, digest=b"\1" * 32)
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match=f"version 1, model: .* the ledger's {'01' * 32}"):
+        check(run, with_key=False)
+
+
+def test_a_pool_that_was_not_short_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        history.versions[0].pool_when_short = 1000 * TOKEN
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match="version 0: the pool of 1000000000000000000000 was not"):
+        check(run)
+
+
 def test_a_changed_credit_is_found(run, monkeypatch):
     def change(history: History) -> None:
         device = next(iter(history.credited))
@@ -187,6 +251,56 @@ def test_a_changed_credit_is_found(run, monkeypatch):
     with_history(monkeypatch, change)
     with pytest.raises(Unverified, match="credits of"):
         check(run)
+
+
+def test_a_credit_that_was_withdrawn_but_never_paid_for_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        history.credited[OWNER.address] = history.withdrawn[OWNER.address] = TOKEN
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match=r"credits: \d+ in all, but \d+ was paid"):
+        check(run)
+
+
+def test_a_withdrawal_of_what_was_never_credited_is_found(run, monkeypatch):
+    def change(history: History) -> None:
+        history.withdrawn[OWNER.address] = TOKEN
+
+    with_history(monkeypatch, change)
+    with pytest.raises(Unverified, match=r"the contract says \d+ in all, its events -\d+"):
+        check(run)
+
+
+def test_another_token_in_the_pointers_is_found(run):
+    pointers = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(pointers | {"token": pointers["contract"]}))
+    with pytest.raises(Unverified, match=f"token: run.json says {pointers['contract']}"):
+        check(run)
+
+
+def test_tokens_that_are_not_there_any_more_are_found(tmp_path, anvil):
+    """A token of somebody else's may do that; here the node does."""
+    give(anvil, OWNER.address)
+    run = Federation(tmp_path, devices=2).run(ledger=anvil).path
+    pointers = Run.open(run).pointers
+    slot = keccak(bytes.fromhex(pointers.contract[2:]).rjust(32, b"\0") + bytes(32))
+    left = [pointers.token, "0x" + slot.hex(), "0x" + (TOKEN // 100).to_bytes(32, "big").hex()]
+    HTTPProvider(anvil).make_request(RPCEndpoint("anvil_setStorageAt"), left)
+    with pytest.raises(Unverified, match=r"tokens: 10000000000000000 held, but \d+ owed"):
+        check(run)
+
+
+def test_a_withdrawal_meanwhile_is_told(run):
+    with closing(Run.open(run, OWNER)) as opened:
+        device = next(iter(opened.federation.history().credited))
+        steps = verify(opened, OWNER, examiner())
+        next(steps)
+        opened.federation.contract.transact(OWNER, "withdraw", device)
+        *_, report = steps
+    assert report.unchecked == ["balances: the run went on while it was checked"]
+    after = check(run)
+    assert after.unchecked == []
+    assert after.checked["balances"] == 5
 
 
 def dishonest(
@@ -232,6 +346,46 @@ def test_evidence_that_the_owner_let_pass_is_found(tmp_path, monkeypatch):
         check(outcome.path)
 
 
+def test_evidence_that_the_owner_refused_needs_the_data_to_be_checked(tmp_path):
+    federation = Federation(tmp_path, devices=3)
+    federation.meddle(signing(errors=(900_000, 100_000, 50_000)))
+    outcome = federation.run(rounds=1)
+    assert outcome.refused() == [(federation.accounts[-1], Refusal.FALSE_EVIDENCE)]
+    assert check(outcome.path).checked["findings"] == 1
+    for known in ({"with_data": False}, {"with_key": False}):
+        assert "findings" not in check(outcome.path, **known).checked
+
+
+def test_an_error_of_a_model_that_the_owner_made_up_is_found(tmp_path, monkeypatch):
+    federation = Federation(tmp_path, devices=3)
+    honest = Run.model
+    monkeypatch.setattr(Run, "model", lambda run, arrays, k, error: honest(run, arrays, k, 7))
+    outcome = federation.run(rounds=1)
+    with pytest.raises(Unverified, match=r"version 1, model: its error is \d+ ppm, the ledger's 7"):
+        check(outcome.path)
+
+
+def test_terms_that_the_contract_does_not_enforce_are_found(tmp_path, monkeypatch):
+    """Its digest of the plan is right, but it pays another rate."""
+    honest = run_module._terms
+    at = 7
+    assert honest(a_plan())[at] == a_plan().rate
+    monkeypatch.setattr(
+        run_module, "_terms", lambda plan: (*honest(plan)[:at], 5, *honest(plan)[at + 1 :])
+    )
+    outcome = Federation(tmp_path, devices=3).run(rounds=1)
+    with pytest.raises(Unverified, match="plan: rate is 1000000000000000, but the contract enf"):
+        check(outcome.path, with_key=False)
+
+
+def test_what_another_strategy_made_is_told(tmp_path):
+    federation = Federation(tmp_path, devices=3)
+    outcome = federation.run(everybody(FedAdam, federation), rounds=1)
+    report = check(outcome.path)
+    assert report.unchecked == ["the aggregates: FedAdam made them, not a mean"]
+    assert "aggregates" not in report.checked
+
+
 def test_another_key_than_the_owners_is_told(run):
     with pytest.raises(ConfigError, match="the key is that of"):
         list(verify(Run.open(run), Account.create(), None))
@@ -254,6 +408,19 @@ def test_a_finding_that_the_ledger_disproves_is_found(tmp_path, monkeypatch, rea
     outcome = dishonest(tmp_path, monkeypatch, "_admit", unjust)
     with pytest.raises(Unverified, match="but the contribution is on the ledger"):
         check(outcome.path)
+
+
+def test_a_contribution_of_a_device_that_is_not_enrolled_is_checked(tmp_path):
+    federation = Federation(tmp_path, devices=2)
+    run = federation.run().path
+    with closing(Run.open(run, OWNER)) as opened:
+        stranger, domain = Account.create(), opened.federation.domain
+        known = opened.federation.history().versions[0].accepted[0].signed.contribution
+        contribution = replace(known, device=stranger.address, version=1)
+        signed = Signed(contribution, sign(contribution.encode(domain), stranger))
+        (verdict,) = opened.federation.submit([signed])
+        assert verdict.reason is Refusal.NOT_ENROLLED
+    assert check(run).checked["verdicts"] == 3
 
 
 def test_what_only_the_owner_saw_is_told(tmp_path):

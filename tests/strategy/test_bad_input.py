@@ -381,6 +381,7 @@ def test_values_that_overflow_when_they_are_added_to_the_model(trio: Federation)
 
     assert [device for device, _ in outcome.refused(0)] == [account]
     assert all(np.isfinite(array).all() for array in outcome.model(1).values())
+    assert outcome.verify()["findings"] == 1
 
 
 # --- data cost and evidence ----------------------------------------------------------------------
