@@ -5,7 +5,7 @@ const fs = require("node:fs");
 const path = require("node:path");
 
 const target = path.join(__dirname, "..", "flower_chain", "ledger", "contracts");
-for (const name of ["RecordAndReward", "RewardToken"]) {
+for (const name of ["BlockFlow", "RecordAndReward", "RewardToken"]) {
   const output = path.join(__dirname, "out", `${name}.sol`, `${name}.json`);
   const { abi, bytecode } = JSON.parse(fs.readFileSync(output, "utf8"));
   const artifact = { name, abi, bytecode: bytecode.object };

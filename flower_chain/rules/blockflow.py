@@ -28,7 +28,7 @@ NDArray = np.ndarray[Any, np.dtype[Any]]
 ONE = 2**16 - 1
 """The score of a perfect model; `BlockFlow.ONE`."""
 
-MAX_AGENTS = 128
+MAX_AGENTS = 104
 """As many agents can an experiment have; `BlockFlow.MAX_AGENTS`."""
 
 

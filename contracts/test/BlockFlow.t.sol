@@ -1,0 +1,844 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.28;
+
+import {BlockFlow} from "../src/BlockFlow.sol";
+import {Scoring} from "../src/Scoring.sol";
+import {Treasury} from "../src/Treasury.sol";
+import {Experiment} from "./Experiment.sol";
+import {HookToken} from "./Mocks.sol";
+import {VM, Vm} from "./Vm.sol";
+
+/// @notice The stages, the rules and the money of BlockFlow, one behaviour a test.
+contract BlockFlowTest is Experiment {
+    uint256 internal constant N = 5;
+
+    // --- deployment ---
+
+    function test_TermsArePublic() public {
+        _deploy(N);
+        VM.assertEq(flow.planDigest(), "plan");
+        VM.assertEq(flow.rounds(), ROUNDS);
+        VM.assertEq(flow.quorum(), N);
+        VM.assertEq(flow.bond(), BOND);
+        VM.assertEq(flow.stake(), STAKE);
+        VM.assertEq(flow.agentCount(), N);
+        VM.assertEq(flow.owner(), address(this));
+        VM.assertEq(flow.ONE(), ONE);
+        _assertStage(BlockFlow.Stage.Enrol);
+        VM.assertEq(_deadline(), block.timestamp + STAGE_SECONDS);
+    }
+
+    function test_AccountsMustAscend() public {
+        address[] memory accounts = new address[](2);
+        (accounts[0], accounts[1]) = (address(2), address(1));
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.NotAscending.selector, address(1)));
+        new BlockFlow(token, _terms(2), accounts);
+    }
+
+    function test_AnAccountEnrolsOnce() public {
+        address[] memory accounts = new address[](2);
+        (accounts[0], accounts[1]) = (address(2), address(2));
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.NotAscending.selector, address(2)));
+        new BlockFlow(token, _terms(2), accounts);
+    }
+
+    function test_AgentsMustBeFromOneToTheMost() public {
+        uint256 most = 104;
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.BadAgentCount.selector, 0));
+        new BlockFlow(token, _terms(0), new address[](0));
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.BadAgentCount.selector, most + 1));
+        new BlockFlow(token, _terms(1), new address[](most + 1));
+    }
+
+    function test_TermsMustFit() public {
+        BlockFlow.Terms memory terms = _terms(1);
+        terms.rounds = 0;
+        _expectBadTerms(terms);
+        terms = _terms(0);
+        _expectBadTerms(terms);
+        terms = _terms(2);
+        _expectBadTerms(terms);
+        terms = _terms(1);
+        terms.stake = BOND / ROUNDS + 1;
+        _expectBadTerms(terms);
+    }
+
+    function test_BondsOfAllMustFitTheAmountsThatAreStored() public {
+        address[] memory accounts = new address[](2);
+        (accounts[0], accounts[1]) = (address(1), address(2));
+        BlockFlow.Terms memory terms = _terms(2);
+        terms.bond = type(uint96).max / 2 + 1;
+        VM.expectRevert(BlockFlow.BadTerms.selector);
+        new BlockFlow(token, terms, accounts);
+    }
+
+    function _expectBadTerms(BlockFlow.Terms memory terms) internal {
+        address[] memory accounts = new address[](1);
+        accounts[0] = address(1);
+        VM.expectRevert(BlockFlow.BadTerms.selector);
+        new BlockFlow(token, terms, accounts);
+    }
+
+    // --- enrolment ---
+
+    function test_BondsArePostedByPermit() public {
+        _begin(N);
+        VM.assertEq(token.balanceOf(address(flow)), N * BOND);
+        VM.assertEq(flow.held(), N * BOND);
+        _assertStage(BlockFlow.Stage.Train);
+    }
+
+    function test_ABondIsPostedDirectly() public {
+        _deploy(N);
+        _fund(N);
+        VM.prank(_account(2));
+        token.approve(address(flow), BOND);
+        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](1);
+        batch[0].agent = 2;
+        flow.join(batch);
+        VM.assertEq(_acted(), _set(2));
+    }
+
+    function test_APermitThatSomebodyElseUsedStillCounts() public {
+        _deploy(N);
+        _fund(N);
+        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](1);
+        batch[0] = _entry(0, BOND);
+        token.permit(_account(0), address(flow), BOND, batch[0].deadline, batch[0].v, batch[0].r, batch[0].s);
+        flow.join(batch);
+        VM.assertEq(_acted(), _set(0));
+    }
+
+    function test_ABondThatIsTooSmallCostsThatItem() public {
+        _deploy(N);
+        _fund(N);
+        BlockFlow.Entry[] memory batch = _entries(N);
+        batch[1] = _entry(1, BOND - 1);
+        _expectRejected(1, BlockFlow.Fault.BondNotPosted);
+        flow.join(batch);
+        VM.assertEq(_acted(), _all(N) ^ _set(1));
+        VM.assertEq(flow.held(), (N - 1) * BOND);
+    }
+
+    function test_ABondIsPostedOnce() public {
+        _deploy(N);
+        _fund(N);
+        require(token.transfer(_account(0), BOND));
+        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](2);
+        (batch[0], batch[1]) = (_entry(0, BOND), _entry(0, BOND));
+        _expectRejected(0, BlockFlow.Fault.SecondTime);
+        flow.join(batch);
+        VM.assertEq(flow.held(), BOND);
+    }
+
+    function test_AStrangerCannotJoin() public {
+        _deploy(N);
+        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](2);
+        // forge-lint: disable-next-line(unsafe-typecast)
+        (batch[0].agent, batch[1].agent) = (uint8(N), 255);
+        flow.join(batch);
+        VM.assertEq(_acted(), 0);
+    }
+
+    function test_WithoutAQuorumAllGetTheirBondsBack() public {
+        _deploy(N);
+        _fund(N);
+        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](1);
+        batch[0] = _entry(3, BOND);
+        flow.join(batch);
+        _warpPast();
+        flow.advance();
+        _assertStage(BlockFlow.Stage.Finished);
+        VM.assertEq(_refund(3), BOND);
+        _assertAllPaidOut(N, BOND);
+    }
+
+    function test_NobodyJoinsAndNothingIsLost() public {
+        _deploy(N);
+        _warpPast();
+        flow.advance();
+        _assertStage(BlockFlow.Stage.Finished);
+        _assertAllPaidOut(N, 0);
+    }
+
+    function test_AQuorumIsEnough() public {
+        BlockFlow.Terms memory terms = _terms(N - 1);
+        _deploy(N, terms, token);
+        _fund(N);
+        BlockFlow.Entry[] memory batch = _entries(N);
+        batch[4] = _entry(4, 0);
+        flow.join(batch);
+        _warpPast();
+        flow.advance();
+        _assertStage(BlockFlow.Stage.Train);
+        VM.assertEq(_live(), _all(N - 1));
+    }
+
+    function test_ATokenThatCallsBackIsRefused() public {
+        HookToken hook = new HookToken(1e30);
+        bytes[3] memory calls = [
+            abi.encodeCall(BlockFlow.advance, ()),
+            abi.encodeCall(BlockFlow.join, (new BlockFlow.Entry[](1))),
+            abi.encodeCall(BlockFlow.sweep, ())
+        ];
+        for (uint256 i; i < calls.length; ++i) {
+            _deploy(N, _terms(N), hook);
+            require(hook.transfer(_account(0), BOND));
+            VM.prank(_account(0));
+            hook.approve(address(flow), BOND);
+            hook.arm(address(flow), calls[i], i % 2 == 0);
+            flow.join(new BlockFlow.Entry[](1));
+            VM.assertTrue(hook.tried());
+            VM.assertFalse(hook.succeeded());
+            VM.assertEq(flow.held(), BOND);
+        }
+    }
+
+    function test_ATokenThatCallsBackDuringAWithdrawalIsRefused() public {
+        HookToken hook = new HookToken(1e30);
+        _deploy(1, _terms(1), hook);
+        require(hook.transfer(_account(0), BOND));
+        VM.prank(_account(0));
+        hook.approve(address(flow), BOND);
+        flow.join(new BlockFlow.Entry[](1));
+        _warpPast();
+        flow.advance();
+        flow.claim(new uint256[](1));
+        hook.arm(address(flow), abi.encodeCall(Treasury.withdraw, _account(0)), true);
+        flow.withdraw(_account(0));
+        VM.assertFalse(hook.succeeded());
+        VM.assertEq(hook.balanceOf(_account(0)), BOND);
+    }
+
+    // --- stages ---
+
+    function test_EachStageClosesWhenAllHaveActed() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        _assertStage(BlockFlow.Stage.Train);
+        _submitAll();
+        _assertStage(BlockFlow.Stage.Retrieve);
+        _retrieveAll();
+        _assertStage(BlockFlow.Stage.Commit);
+        _commitAll(scores);
+        _assertStage(BlockFlow.Stage.Reveal);
+        flow.reveal(_openings(_all(N), scores));
+        _assertStage(BlockFlow.Stage.Score);
+        _scoreAll(scores);
+        _assertStage(BlockFlow.Stage.Train);
+        VM.assertEq(flow.round(), 1);
+    }
+
+    function test_AStageTakesNothingElse() public {
+        _begin(N);
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Train));
+        flow.retrieve(new BlockFlow.SignedRetrieval[](0));
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Train));
+        flow.score("", new bytes32[](0), "", "");
+    }
+
+    function test_AStageCannotBeEndedEarly() public {
+        _begin(N);
+        VM.warp(_deadline() - 1);
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.TooEarly.selector, _deadline()));
+        flow.advance();
+    }
+
+    function test_LateInEveryStageIsEliminated() public {
+        for (uint256 stage = 1; stage < 5; ++stage) {
+            uint256[][] memory scores = _honestScores(N);
+            _begin(N);
+            uint256 onTime = _all(N) ^ _set(2);
+            for (uint256 before = 1; before <= stage; ++before) {
+                _act(before, before == stage ? onTime : _all(N), scores);
+            }
+            _warpPast();
+            VM.expectRevert(abi.encodeWithSelector(BlockFlow.TooLate.selector, _deadline()));
+            this.act(stage, _set(2), scores);
+            VM.expectEmit(address(flow));
+            // forge-lint: disable-next-line(unsafe-typecast)
+            emit BlockFlow.Eliminated(0, BlockFlow.Stage(uint8(stage)), _set(2));
+            flow.advance();
+            VM.assertEq(_live(), onTime);
+            VM.assertEq(flow.forfeited(), BOND);
+            _assertStage(BlockFlow.Stage(stage + 1));
+        }
+    }
+
+    function test_WhatTheEliminatedLostGoesToTheOthers() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        _act(1, _all(N) ^ _set(0), scores);
+        _warpPast();
+        flow.advance();
+        for (uint256 round; round < ROUNDS; ++round) {
+            if (round > 0) _submitAll();
+            _retrieveAll();
+            _commitAll(scores);
+            _scoreAll(scores);
+        }
+        VM.assertEq(_refund(0), 0);
+        _assertStage(BlockFlow.Stage.Finished);
+        _assertAllPaidOut(N, N * BOND);
+    }
+
+    function test_AStageLastsItsFullTimeHoweverLateItBegins() public {
+        _begin(N);
+        flow.submit(_contributions(_all(N) ^ _set(0)));
+        VM.warp(_deadline() + 1 days);
+        flow.advance();
+        VM.assertEq(_deadline(), VM.getBlockTimestamp() + STAGE_SECONDS);
+    }
+
+    function test_AScoreThatNobodyComputedRefundsEqually() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        _submitAll();
+        _retrieveAll();
+        _commitAll(scores);
+        flow.reveal(_openings(_all(N), scores));
+        _warpPast();
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.TooLate.selector, _deadline()));
+        flow.score("", new bytes32[](0), "", "");
+        flow.advance();
+        VM.assertEq(flow.round(), 1);
+        for (uint256 i; i < N; ++i) {
+            VM.assertEq(_refund(i), STAKE);
+        }
+    }
+
+    function test_EverybodyVanishesInAnyStageAndGetsBackWhatIsTheirs() public {
+        for (uint256 stage = 1; stage < 5; ++stage) {
+            uint256[][] memory scores = _honestScores(N);
+            _begin(N);
+            _act(1, _all(N) ^ _set(4), scores);
+            _warpPast();
+            flow.advance();
+            for (uint256 before = 2; before < stage; ++before) {
+                _act(before, _live(), scores);
+            }
+            _warpPast();
+            flow.advance();
+            _assertStage(BlockFlow.Stage.Finished);
+            VM.assertEq(_refund(0), BOND + BOND / 4);
+            VM.assertEq(_refund(4), 0);
+            _assertAllPaidOut(N, N * BOND);
+        }
+    }
+
+    function test_AfterTheEndNothingMoves() public {
+        _deploy(N);
+        _warpPast();
+        flow.advance();
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Finished));
+        flow.advance();
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Finished));
+        flow.join(new BlockFlow.Entry[](0));
+    }
+
+    // --- relays ---
+
+    function test_ABadItemCostsThatItem() public {
+        _begin(N);
+        BlockFlow.SignedContribution[] memory batch = _contributions(_all(N));
+        batch[0].digest = "forged";
+        batch[1].cid = hex"01";
+        batch[2].r = bytes32(type(uint256).max);
+        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(1, BlockFlow.Fault.Malformed);
+        _expectRejected(2, BlockFlow.Fault.BadSignature);
+        flow.submit(batch);
+        VM.assertEq(_acted(), _set(3) | _set(4));
+    }
+
+    function test_WhatARelayDroppedTheAgentSendsItself() public {
+        _begin(N);
+        flow.submit(_contributions(_all(N) ^ _set(1)));
+        BlockFlow.SignedContribution[] memory own = _contributions(_set(1));
+        (own[0].r, own[0].vs) = (0, 0);
+        VM.prank(_account(1));
+        flow.submit(own);
+        _assertStage(BlockFlow.Stage.Retrieve);
+    }
+
+    function test_TheOrderInWhichARelaySendsDoesNotMatter() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        BlockFlow.SignedContribution[] memory batch = _contributions(_all(N));
+        (batch[0], batch[4], batch[1], batch[3]) = (batch[4], batch[0], batch[3], batch[1]);
+        flow.submit(batch);
+        for (uint256 i = N; i > 0; --i) {
+            flow.retrieve(_retrievals(_set(i - 1), _all(N)));
+        }
+        for (uint256 i = N; i > 0; --i) {
+            flow.commit(_commitments(_set(i - 1), scores));
+        }
+        for (uint256 i = N; i > 0; --i) {
+            flow.reveal(_openings(_set(i - 1), scores));
+        }
+        _scoreAll(scores);
+        _assertRefunds(scores, _all(N), 0);
+    }
+
+    function test_AReplayedSignatureIsRefused() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        BlockFlow.SignedContribution[] memory contributions = _contributions(_set(0));
+        flow.submit(contributions);
+        _expectRejected(0, BlockFlow.Fault.SecondTime);
+        flow.submit(contributions);
+        flow.submit(_contributions(_all(N) ^ _set(0)));
+        BlockFlow.SignedRetrieval[] memory retrievals = _retrievals(_all(N), _all(N));
+        flow.retrieve(retrievals);
+        BlockFlow.SignedCommitment[] memory commitments = _commitments(_all(N), scores);
+        flow.commit(commitments);
+        _scoreAll(scores);
+
+        // In the next round they hold no longer.
+        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        flow.submit(contributions);
+        _submitAll();
+        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        flow.retrieve(retrievals);
+        _retrieveAll();
+        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        flow.commit(commitments);
+        VM.assertEq(_acted(), 0);
+    }
+
+    function test_ASignatureForAnotherContractIsRefused() public {
+        _begin(N);
+        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        _deploy(N);
+        _fund(N);
+        flow.join(_entries(N));
+        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        flow.submit(batch);
+    }
+
+    function test_ASignatureForAnotherChainIsRefused() public {
+        _begin(N);
+        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        VM.chainId(1234);
+        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        flow.submit(batch);
+    }
+
+    function test_OneAgentCannotActForAnother() public {
+        _begin(N);
+        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        batch[0].agent = 1;
+        VM.prank(_account(0));
+        flow.submit(batch);
+        VM.assertEq(_acted(), 0);
+    }
+
+    // --- retrieval ---
+
+    function test_AModelWithheldFromHalfIsOut() public {
+        _begin(4);
+        _submitAll();
+        flow.retrieve(_retrievals(_set(0) | _set(1), _all(4)));
+        flow.retrieve(_retrievals(_set(2) | _set(3), _all(4) ^ _set(0)));
+        VM.assertEq(_live(), _all(4) ^ _set(0));
+        VM.assertEq(flow.forfeited(), BOND);
+    }
+
+    function test_AnAgentThatRetrievedHalfIsOut() public {
+        _begin(4);
+        _submitAll();
+        flow.retrieve(_retrievals(_set(0), _set(0) | _set(1)));
+        flow.retrieve(_retrievals(_all(4) ^ _set(0), _all(4)));
+        VM.assertEq(_live(), _all(4) ^ _set(0));
+    }
+
+    function test_TheOwnModelCountsAndUnknownOnesDoNot() public {
+        _begin(3);
+        _submitAll();
+        flow.retrieve(_retrievals(_set(0), _set(1)));
+        flow.retrieve(_retrievals(_set(1), _set(0)));
+        flow.retrieve(_retrievals(_set(2), ~_all(3)));
+        VM.assertEq(_live(), _set(0) | _set(1));
+    }
+
+    function test_WhoRetrievesNothingAtAllEndsTheExperiment() public {
+        _begin(4);
+        _submitAll();
+        flow.retrieve(_retrievals(_all(4), 0));
+        _assertStage(BlockFlow.Stage.Finished);
+        VM.assertEq(_refund(0), BOND);
+    }
+
+    /// @dev Against counting bit by bit, in any number of transactions.
+    /// forge-config: default.fuzz.runs = 64
+    function testFuzz_RetrievalRule(uint128 seed, uint256 n) public {
+        n = 1 + n % 24;
+        _begin(n);
+        _submitAll();
+        uint256[] memory marks = new uint256[](n);
+        uint256 silent = seed % 3 == 0 ? _set(seed % n) : 0;
+        for (uint256 i; i < n; ++i) {
+            marks[i] = uint256(_random("a", seed + i)) | (seed % 2 == 0 ? uint256(_random("b", seed + i)) : 0);
+            if (!_has(silent, i)) flow.retrieve(_retrievals(_set(i), marks[i]));
+        }
+        if (silent != 0) {
+            _warpPast();
+            flow.advance();
+        }
+        uint256 expected = 0;
+        for (uint256 k; k < n; ++k) {
+            uint256 retrievers = 0;
+            for (uint256 a; a < n; ++a) {
+                if (!_has(silent, a) && (a == k || _has(marks[a], k))) ++retrievers;
+            }
+            bool most = 2 * _count((marks[k] & _all(n)) | _set(k)) > n;
+            if (!_has(silent, k) && most && 2 * retrievers > n) expected |= _set(k);
+        }
+        if (expected == 0) _assertStage(BlockFlow.Stage.Finished);
+        else VM.assertEq(_live(), expected);
+    }
+
+    // --- commit and reveal ---
+
+    function test_ACopiedCommitmentCannotBeOpened() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        _submitAll();
+        _retrieveAll();
+        flow.commit(_commitments(_all(N) ^ _set(4), scores));
+        BlockFlow.SignedCommitment[] memory copied = new BlockFlow.SignedCommitment[](1);
+        copied[0] = _signedCommitment(4, flow.commitments(0));
+        flow.commit(copied);
+        flow.reveal(_openings(_all(N) ^ _set(4), scores));
+        BlockFlow.Opening[] memory opening = _openings(_set(0), scores);
+        opening[0].agent = 4;
+        _expectRejected(4, BlockFlow.Fault.WrongOpening);
+        flow.reveal(opening);
+        _warpPast();
+        flow.advance();
+        VM.assertEq(_live(), _all(N) ^ _set(4));
+        _scoreAll(scores);
+        _assertRefunds(scores, _all(N) ^ _set(4), BOND);
+    }
+
+    function test_ARevealOfSomethingElseIsRefused() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        _submitAll();
+        _retrieveAll();
+        _commitAll(scores);
+        BlockFlow.Opening[] memory batch = _openings(_all(N), scores);
+        batch[0].row[1] ^= 0x01;
+        batch[1].salt = "other";
+        batch[2].row = "";
+        batch[3].row = abi.encodePacked(batch[3].row, uint16(0));
+        for (uint8 i; i < 4; ++i) {
+            _expectRejected(i, BlockFlow.Fault.WrongOpening);
+        }
+        flow.reveal(batch);
+        VM.assertEq(_acted(), _set(4));
+    }
+
+    function test_ACommitmentOfAnotherRoundCannotBeOpened() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        bytes32 old = _commitment(0, _row(scores[0]));
+        _playRound(scores);
+        _submitAll();
+        _retrieveAll();
+        BlockFlow.SignedCommitment[] memory batch = _commitments(_all(N), scores);
+        batch[0] = _signedCommitment(0, old);
+        flow.commit(batch);
+        _expectRejected(0, BlockFlow.Fault.WrongOpening);
+        flow.reveal(_openings(_set(0), scores));
+    }
+
+    function test_ARowOfTheWrongLengthCannotBeRevealed() public {
+        uint256[][] memory scores = _honestScores(N);
+        _begin(N);
+        _submitAll();
+        _retrieveAll();
+        BlockFlow.SignedCommitment[] memory batch = _commitments(_all(N), scores);
+        batch[0] = _signedCommitment(0, _commitment(0, hex"0102"));
+        flow.commit(batch);
+        _expectRejected(0, BlockFlow.Fault.WrongOpening);
+        BlockFlow.Opening[] memory opening = new BlockFlow.Opening[](1);
+        opening[0] = BlockFlow.Opening(0, hex"0102", SALT);
+        flow.reveal(opening);
+    }
+
+    // --- scores ---
+
+    function test_ScoresMustBeThoseThatWereCommittedTo() public {
+        uint256[][] memory scores = _committed(N);
+        uint256[][] memory others = _honestScores(N);
+        others[3][2] ^= 1;
+        (bytes memory lower, bytes memory upper) = _middles(others, _all(N));
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.DoesNotOpen.selector, 3));
+        flow.score(_rows(others, _all(N)), _salts(N), lower, upper);
+        _scoreAll(scores);
+    }
+
+    function test_EachScoreNeedsItsSalt() public {
+        uint256[][] memory scores = _committed(N);
+        (bytes memory lower, bytes memory upper) = _middles(scores, _all(N));
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongSaltCount.selector, N - 1));
+        flow.score(_rows(scores, _all(N)), _salts(N - 1), lower, upper);
+    }
+
+    function test_AMatrixOfTheWrongShapeIsRefused() public {
+        uint256[][] memory scores = _committed(4);
+        (bytes memory lower, bytes memory upper) = _middles(scores, _all(4));
+        bytes memory rows = _rows(scores, _all(4));
+        VM.expectRevert(Scoring.WrongShape.selector);
+        flow.score(abi.encodePacked(rows, uint16(1)), _salts(4), lower, upper);
+        VM.expectRevert(Scoring.WrongShape.selector);
+        flow.score(rows, _salts(4), "", upper);
+        VM.expectRevert(Scoring.WrongShape.selector);
+        flow.score(rows, _salts(4), lower, "");
+    }
+
+    function test_AnOddNumberNeedsOneMedian() public {
+        uint256[][] memory scores = _committed(N);
+        (bytes memory lower,) = _middles(scores, _all(N));
+        flow.score(_rows(scores, _all(N)), _salts(N), lower, "");
+        VM.assertEq(flow.round(), 1);
+    }
+
+    /// @dev Every other score of the column, and values that nobody gave.
+    /// forge-config: default.fuzz.runs = 64
+    function testFuzz_AWrongMedianIsRefused(uint256 seed, uint256 n) public {
+        n = 2 + n % 20;
+        uint256[][] memory scores = _committed(n);
+        (bytes memory lower, bytes memory upper) = _middles(scores, _all(n));
+        uint256 column = uint256(_random("column", seed)) % n;
+        bool low = n % 2 == 1 || seed % 2 == 0;
+        bytes memory wrong = low ? lower : upper;
+        uint256 right = uint256(uint8(wrong[2 * column])) << 8 | uint8(wrong[2 * column + 1]);
+        uint256 other = seed % 3 == 0 ? seed % (ONE + 1) : scores[seed % n][column];
+        VM.assume(other != right);
+        // forge-lint: disable-next-line(unsafe-typecast)
+        (wrong[2 * column], wrong[2 * column + 1]) = (bytes1(uint8(other >> 8)), bytes1(uint8(other)));
+        VM.expectRevert(abi.encodeWithSelector(Scoring.NotTheMedian.selector, column / 16 * 16));
+        flow.score(_rows(scores, _all(n)), _salts(n), lower, upper);
+    }
+
+    /// forge-config: default.fuzz.runs = 64
+    function testFuzz_ScoresAreThoseOfAlgorithm1(uint256 seed, uint256 n) public {
+        n = 1 + n % 36;
+        uint256[][] memory scores = _randomScores(seed, n);
+        _begin(n);
+        _submitAll();
+        _retrieveAll();
+        uint256 live = _all(n);
+        if (seed % 4 == 0 && n > 3) {
+            live ^= _set(seed % n);
+            flow.commit(_commitments(live, scores));
+            _warpPast();
+            flow.advance();
+        } else {
+            _commitAll(scores);
+        }
+        uint256[] memory expected = _algorithm1(scores, live);
+        VM.recordLogs();
+        _scoreAll(scores);
+        Vm.Log[] memory logs = VM.getRecordedLogs();
+        (uint256 who, uint256[] memory overall) = abi.decode(logs[1].data, (uint256, uint256[]));
+        VM.assertEq(who, live);
+        for ((uint256 k, uint256 place) = (0, 0); k < n; ++k) {
+            if (_has(live, k)) VM.assertEq(overall[place++], expected[k]);
+        }
+        _assertRefunds(scores, live, live == _all(n) ? 0 : BOND);
+    }
+
+    function test_AllMediansZeroRefundsEqually() public {
+        uint256[][] memory scores = new uint256[][](N);
+        for (uint256 a; a < N; ++a) {
+            scores[a] = new uint256[](N);
+        }
+        _begin(N);
+        _playRound(scores);
+        for (uint256 i; i < N; ++i) {
+            VM.assertEq(_refund(i), STAKE);
+        }
+    }
+
+    function test_ASingleAgentIsScoredAndRefundedAlone() public {
+        _begin(1);
+        for (uint256 round; round < ROUNDS; ++round) {
+            _playRound(_honestScores(1));
+        }
+        _assertStage(BlockFlow.Stage.Finished);
+        VM.assertEq(_refund(0), BOND);
+    }
+
+    // --- collusion ---
+
+    /// @dev Every minority of 3 to 11 agents: perfect scores to friends, zero to others, honest models not retrieved, own
+    ///      models withheld.
+    function test_NoMinorityMovesTheHonest() public {
+        for (uint256 n = 3; n <= 11; ++n) {
+            for (uint256 m; 2 * m < n; ++m) {
+                _collude(n, m);
+            }
+        }
+    }
+
+    function _collude(uint256 n, uint256 m) internal {
+        uint256 honest = _all(n) ^ _all(m);
+        uint256[][] memory scores = _honestScores(n);
+        for (uint256 a; a < m; ++a) {
+            for (uint256 k; k < n; ++k) {
+                scores[a][k] = k < m ? ONE : 0;
+            }
+        }
+        _begin(n);
+        _submitAll();
+        flow.retrieve(_retrievals(_all(m), m % 2 == 0 ? _all(n) : _all(m)));
+        flow.retrieve(_retrievals(honest, n % 2 == 0 ? _all(n) : honest));
+        VM.assertEq(_live() & honest, honest);
+        _commitAll(scores);
+        _assertMediansHonest(scores, m);
+        _scoreAll(scores);
+        for (uint256 i; i < n; ++i) {
+            if (i < m) VM.assertEq(_refund(i), 0);
+            else VM.assertTrue(_refund(i) > 0);
+        }
+        VM.assertEq(_live() & honest, honest);
+    }
+
+    function _assertMediansHonest(uint256[][] memory scores, uint256 m) internal view {
+        uint256 live = _live();
+        for (uint256 k; k < scores.length; ++k) {
+            if (!_has(live, k)) continue;
+            uint256[] memory all = _sortedColumn(scores, live, k);
+            uint256[] memory honest = _sortedColumn(scores, live & ~_all(m), k);
+            uint256 median = (all[(all.length - 1) / 2] + all[all.length / 2]) / 2;
+            VM.assertTrue(median >= honest[0] && median <= honest[honest.length - 1]);
+        }
+    }
+
+    // --- money ---
+
+    /// forge-config: default.fuzz.runs = 64
+    function testFuzz_RefundsSumToTheStakesAndTheBonds(uint128 seed, uint256 n) public {
+        n = 1 + n % 9;
+        _begin(n);
+        for (uint256 round; round < ROUNDS; ++round) {
+            _playRound(_randomScores(seed + round, n));
+            uint256 sum = 0;
+            for (uint256 i; i < n; ++i) {
+                sum += _refund(i);
+            }
+            VM.assertEq(sum, round + 1 == ROUNDS ? n * BOND : n * STAKE * (round + 1));
+        }
+        _assertStage(BlockFlow.Stage.Finished);
+        _assertAllPaidOut(n, n * BOND);
+    }
+
+    function test_AClaimIsPaidOnce() public {
+        _begin(1);
+        _playRound(_honestScores(1));
+        flow.claim(new uint256[](2));
+        VM.assertEq(flow.credits(_account(0)), STAKE);
+        flow.withdraw(_account(0));
+        flow.claim(new uint256[](1));
+        VM.expectRevert(abi.encodeWithSelector(Treasury.NothingToWithdraw.selector, _account(0)));
+        flow.withdraw(_account(0));
+        VM.assertEq(token.balanceOf(_account(0)), STAKE);
+    }
+
+    function test_WhatCameInBesideTheBondsGoesToTheOwner() public {
+        _begin(N);
+        require(token.transfer(address(flow), 7));
+        flow.sweep();
+        VM.assertEq(flow.credits(address(this)), 7);
+        flow.sweep();
+        VM.assertEq(flow.credits(address(this)), 7);
+        VM.assertEq(flow.pool(), N * BOND);
+    }
+
+    function test_OnlyTheOwnerPublishes() public {
+        _deploy(N);
+        VM.expectEmit(address(flow));
+        emit BlockFlow.ModelPublished(1, "digest", hex"01");
+        flow.publish(1, "digest", hex"01");
+        VM.prank(RELAY);
+        VM.expectRevert(abi.encodeWithSelector(BlockFlow.NotOwner.selector, RELAY));
+        flow.publish(1, "digest", hex"01");
+    }
+
+    // --- what the tests share ---
+
+    /// @notice `_act` as a call of its own, which can revert.
+    function act(uint256 stage, uint256 set, uint256[][] memory scores) external {
+        _act(stage, set, scores);
+    }
+
+    function _act(uint256 stage, uint256 set, uint256[][] memory scores) internal {
+        if (stage == 1) flow.submit(_contributions(set));
+        else if (stage == 2) flow.retrieve(_retrievals(set, _all(keys.length)));
+        else if (stage == 3) flow.commit(_commitments(set, scores));
+        else flow.reveal(_openings(set, scores));
+    }
+
+    /// @dev An experiment in which all have committed to these scores.
+    function _committed(uint256 n) internal returns (uint256[][] memory scores) {
+        scores = _honestScores(n);
+        _begin(n);
+        _submitAll();
+        _retrieveAll();
+        _commitAll(scores);
+    }
+
+    /// @dev Any scores, or few different ones, or honest ones.
+    function _randomScores(uint256 seed, uint256 n) internal pure returns (uint256[][] memory scores) {
+        scores = _honestScores(n);
+        if (seed % 3 == 0) return scores;
+        for (uint256 a; a < n; ++a) {
+            for (uint256 k; k < n; ++k) {
+                uint256 random = uint256(keccak256(abi.encode(seed, a, k)));
+                scores[a][k] = seed % 3 == 1 ? random % (ONE + 1) : random % 3 * ONE / 2;
+            }
+        }
+    }
+
+    /// @dev The refunds of the first round are in proportion to the overall scores, within one unit, and sum to the pot.
+    function _assertRefunds(uint256[][] memory scores, uint256 live, uint256 forfeited) internal view {
+        uint256[] memory p = _algorithm1(scores, live);
+        uint256 pot = _count(live) * STAKE + forfeited;
+        uint256 sum = 0;
+        uint256 refunded = 0;
+        for (uint256 k; k < p.length; ++k) {
+            sum += p[k];
+            refunded += _refund(k);
+        }
+        VM.assertEq(refunded, pot);
+        for (uint256 k; k < p.length && sum != 0; ++k) {
+            VM.assertLe(_refund(k), pot * p[k] / sum + 1);
+            VM.assertLe(pot * p[k] / sum, _refund(k) + 1);
+        }
+    }
+
+    /// @dev All claim and withdraw: `total` leaves, nothing stays.
+    function _assertAllPaidOut(uint256 n, uint256 total) internal {
+        uint256 before = token.balanceOf(address(flow));
+        uint256[] memory who = new uint256[](n);
+        for (uint256 i; i < n; ++i) {
+            who[i] = i;
+        }
+        flow.claim(who);
+        for (uint256 i; i < n; ++i) {
+            if (flow.credits(_account(i)) != 0) flow.withdraw(_account(i));
+        }
+        VM.assertEq(before - token.balanceOf(address(flow)), total);
+        VM.assertEq(token.balanceOf(address(flow)), 0);
+        VM.assertEq(flow.held(), 0);
+    }
+
+    function _expectRejected(uint256 agent, BlockFlow.Fault fault) internal {
+        VM.expectEmit(address(flow));
+        // forge-lint: disable-next-line(unsafe-typecast)
+        emit BlockFlow.Rejected(_stage(), uint8(agent), fault);
+    }
+}
