@@ -300,6 +300,123 @@ class Signed:
         return recover(message, self.signature) == self.contribution.device
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a BlockFLow agent signs for its model (papers/3 section 3.2).
+
+    Parameters
+    ----------
+    agent : int
+        Its number in the experiment.
+    round : int
+    digest : bytes
+        SHA-256 of the canonical bytes of the model.
+    cid : bytes
+        Binary CIDv1 of the model, sealed for all agents.
+    """
+
+    agent: int
+    round: int
+    digest: bytes
+    cid: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the agent signs."""
+        types = [
+            {"name": "round", "type": "uint32"},
+            {"name": "digest", "type": "bytes32"},
+            {"name": "cid", "type": "bytes"},
+        ]
+        message = {"round": self.round, "digest": self.digest, "cid": self.cid}
+        return domain.encode("Contribution", types, message)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What a BlockFLow agent signs for the models that it could retrieve and validate.
+
+    Parameters
+    ----------
+    agent : int
+    round : int
+    retrieved : tuple of int
+        Whose models, by number.
+    """
+
+    agent: int
+    round: int
+    retrieved: tuple[int, ...]
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the agent signs."""
+        types = [{"name": "round", "type": "uint32"}, {"name": "retrieved", "type": "uint256"}]
+        message = {"round": self.round, "retrieved": to_bits(self.retrieved)}
+        return domain.encode("Retrieval", types, message)
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """What a BlockFLow agent signs before anybody's scores are known.
+
+    Parameters
+    ----------
+    agent : int
+    round : int
+    digest : bytes
+        :meth:`Scores.commitment`, 32 bytes.
+    """
+
+    agent: int
+    round: int
+    digest: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the agent signs."""
+        types = [{"name": "round", "type": "uint32"}, {"name": "commitment", "type": "bytes32"}]
+        return domain.encode("Commitment", types, {"round": self.round, "commitment": self.digest})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a BlockFLow agent says of all models, and the salt that hid it.
+
+    Parameters
+    ----------
+    agent : int
+    round : int
+    row : tuple of int
+        A score of each agent's model, also of those that were eliminated, in units of 1/65535.
+    salt : bytes
+        32 bytes that nobody can guess.
+    """
+
+    agent: int
+    round: int
+    row: tuple[int, ...]
+    salt: bytes
+
+    @property
+    def packed(self) -> bytes:
+        """The row as the contract has it: each score a big-endian uint16."""
+        return struct.pack(f">{len(self.row)}H", *self.row)
+
+    @classmethod
+    def unpack(cls, agent: int, number: int, packed: bytes, salt: bytes) -> "Scores":
+        """The inverse of :attr:`packed`."""
+        return cls(agent, number, struct.unpack(f">{len(packed) // 2}H", packed), salt)
+
+    def commitment(self, domain: Domain) -> bytes:
+        """The hash of scores and salt, bound to the experiment, the round and the agent."""
+        types = [
+            {"name": "round", "type": "uint32"},
+            {"name": "agent", "type": "uint8"},
+            {"name": "row", "type": "bytes"},
+            {"name": "salt", "type": "bytes32"},
+        ]
+        message = {"round": self.round, "agent": self.agent, "row": self.packed, "salt": self.salt}
+        return _hash(domain.encode("Scores", types, message))
+
+
 def sign(message: SignableMessage, account: LocalAccount) -> bytes:
     """The compact signature (EIP-2098) of `account` under `message`, 64 bytes."""
     signed = account.sign_message(message)
@@ -328,10 +445,13 @@ def recover_public_key(message: SignableMessage, signature: bytes) -> bytes | No
         return None
     try:
         parsed = Signature(signature[:32] + s.to_bytes(32, "big") + bytes([vs >> 255]))
-        hashed = keccak(b"\x19" + message.version + message.header + message.body)
-        return parsed.recover_public_key_from_msg_hash(hashed).to_bytes()
+        return parsed.recover_public_key_from_msg_hash(_hash(message)).to_bytes()
     except (BadSignature, ValidationError):
         return None
+
+
+def _hash(message: SignableMessage) -> bytes:
+    return keccak(b"\x19" + message.version + message.header + message.body)
 
 
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0

@@ -1,0 +1,386 @@
+"""A BlockFLow experiment on a ledger (papers/3): what its agents did and what its contract decided.
+
+Agents are known by their number, their place in the ascending order of accounts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import numpy as np
+from eth_account.messages import encode_typed_data
+from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
+
+from flower_chain.errors import FormatError
+from flower_chain.ledger.base import Contract, Event, Ledger, Receipt
+from flower_chain.records import (
+    Commitment,
+    Domain,
+    Retrieval,
+    Scores,
+    TrainedModel,
+    from_bits,
+    to_bits,
+)
+from flower_chain.rules.blockflow import MAX_AGENTS, middles, refunds
+
+Item = TypeVar("Item")
+
+BATCH = 50
+"""Items of one transaction: far below the gas limit of one."""
+
+
+class Stage(IntEnum):
+    """What an experiment is doing; the order of ``BlockFlow.Stage``."""
+
+    ENROL = 0
+    TRAIN = 1
+    RETRIEVE = 2
+    COMMIT = 3
+    REVEAL = 4
+    SCORE = 5
+    FINISHED = 6
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Fault(IntEnum):
+    """Why an item of a batch was passed over; the order of ``BlockFlow.Fault``."""
+
+    NONE = 0
+    NOT_IN_THE_RUN = 1
+    SECOND_TIME = 2
+    BAD_SIGNATURE = 3
+    MALFORMED = 4
+    WRONG_OPENING = 5
+    BOND_NOT_POSTED = 6
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is agreed before an experiment and enforced by its contract.
+
+    Parameters
+    ----------
+    digest : bytes
+        SHA-256 of the whole plan.
+    rounds : int
+        R.
+    quorum : int
+        How many agents must post their bond; else the experiment ends before it began.
+    bond, stake : int
+        What each agent posts, and how much of it is shared by score in each round, in the token's
+        smallest unit.
+    seconds : tuple of int
+        How long each stage lasts at most: enrol, train, retrieve, commit, reveal, score.
+    """
+
+    digest: bytes
+    rounds: int
+    quorum: int
+    bond: int
+    stake: int
+    seconds: tuple[int, int, int, int, int, int]
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Its fields as the contract's structure has them."""
+        return self.digest, self.rounds, self.quorum, self.bond, self.stake, self.seconds
+
+
+@dataclass(frozen=True)
+class Permit:
+    """An agent's leave to take its bond (EIP-2612).
+
+    Parameters
+    ----------
+    agent : int
+    deadline : int
+        In seconds since 1970; 0 if the agent approved the contract itself.
+    signature : bytes
+        v, r and s, 65 bytes.
+    """
+
+    agent: int
+    deadline: int = 0
+    signature: bytes = bytes(65)
+
+    def as_tuple(self) -> tuple[int, int, int, bytes, bytes]:
+        """Its fields as the contract's structure has them."""
+        v, r, s = self.signature[0], self.signature[1:33], self.signature[33:]
+        return self.agent, self.deadline, v, r, s
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an experiment stands.
+
+    Parameters
+    ----------
+    round : int
+        From 0.
+    stage : Stage
+    deadline : int
+        Time of the first block that is too late, in seconds since 1970.
+    live, acted : tuple of int
+        The agents that are left, and those that did what the stage asks.
+    """
+
+    round: int
+    stage: Stage
+    deadline: int
+    live: tuple[int, ...]
+    acted: tuple[int, ...]
+
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """Who has not acted yet."""
+        return tuple(agent for agent in self.live if agent not in self.acted)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An item that the contract passed over; whose it is, is a mere claim."""
+
+    agent: int
+    fault: Fault
+
+
+@dataclass
+class Round:
+    """All that the ledger holds of one round, by agent.
+
+    Parameters
+    ----------
+    number : int
+        r, from 0.
+    model : bytes or None
+        SHA-256 of the model that it began with, as the owner says.
+    refunded : dict of int to int
+        Of the bonds, in the token's smallest unit; what the last round gives back is in it.
+    """
+
+    number: int
+    model: bytes | None = None
+    contributions: dict[int, TrainedModel] = field(default_factory=dict)
+    retrievals: dict[int, Retrieval] = field(default_factory=dict)
+    commitments: dict[int, Commitment] = field(default_factory=dict)
+    openings: dict[int, Scores] = field(default_factory=dict)
+    eliminated: dict[int, Stage] = field(default_factory=dict)
+    overall: dict[int, int] = field(default_factory=dict)
+    refunded: dict[int, int] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    def refund(self, live: Sequence[int], pot: int, rest: int) -> None:
+        """Note how the contract shared `pot`, and that it gave back `rest` to each."""
+        shares = refunds(pot, [self.overall.get(agent, 0) for agent in live])
+        self.refunded = {agent: s + rest for agent, s in zip(live, shares, strict=True)}
+
+
+class Experiment:
+    """BlockFLow's contract, in the package's own words.
+
+    Parameters
+    ----------
+    contract : Contract
+    account : LocalAccount or None
+        Signs the transactions: anybody's, as signatures may be relayed; None for reading.
+    """
+
+    def __init__(self, contract: Contract, account: LocalAccount | None = None) -> None:
+        self.contract = contract
+        self.domain = Domain(contract.ledger.chain_id, contract.address)
+        self._account = account
+        count = contract.call("agentCount")
+        accounts = [contract.call("agents", number)[0] for number in range(count)]
+        self.agents: list[str] = [to_checksum_address(account) for account in accounts]
+
+    @classmethod
+    def deploy(
+        cls,
+        ledger: Ledger,
+        account: LocalAccount,
+        token: str,
+        terms: Terms,
+        agents: Sequence[str],
+    ) -> "Experiment":
+        """A new experiment.
+
+        Raises
+        ------
+        FormatError
+            If there are too many agents, none, or one of them twice.
+        Reverted
+            If the terms can't be kept.
+        """
+        ascending = sorted(set(agents), key=str.lower)
+        if len(ascending) != len(agents) or not 0 < len(agents) <= MAX_AGENTS:
+            raise FormatError(
+                f"{len(agents)} agents, {len(ascending)} of them different: there must be from 1 "
+                f"to {MAX_AGENTS}, each once"
+            )
+        contract = ledger.deploy(account, "BlockFlow", token, terms.as_tuple(), ascending)
+        return cls(contract, account)
+
+    def number_of(self, account: str) -> int:
+        """The number of an agent, or FormatError."""
+        if account not in self.agents:
+            raise FormatError(f"{account} is none of the {len(self.agents)} agents")
+        return self.agents.index(account)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the experiment stands, by the last block."""
+        stage, deadline, live, acted = self.contract.call("progress")
+        number = self.contract.call("round")
+        return Progress(number, Stage(stage), deadline, from_bits(live), from_bits(acted))
+
+    def permit(self, token: Contract, account: LocalAccount, deadline: int) -> Permit:
+        """What an agent signs to post its bond without gas; `deadline` in seconds since 1970."""
+        domain = {
+            "name": token.call("name"),
+            "version": "1",
+            "chainId": self.domain.chain_id,
+            "verifyingContract": token.address,
+        }
+        names = ("owner", "spender", "value", "nonce", "deadline")
+        types = [
+            {"name": name, "type": "address" if name in names[:2] else "uint256"} for name in names
+        ]
+        nonce, bond = token.call("nonces", account.address), self.contract.call("bond")
+        values = (account.address, self.contract.address, bond, nonce, deadline)
+        message = dict(zip(names, values, strict=True))
+        signed = account.sign_message(encode_typed_data(domain, {"Permit": types}, message))
+        rest = signed.r.to_bytes(32, "big") + signed.s.to_bytes(32, "big")
+        return Permit(self.number_of(account.address), deadline, bytes([signed.v]) + rest)
+
+    def join(self, permits: Sequence[Permit]) -> list[Rejection]:
+        """Agents post their bonds."""
+        return self._act("join", [permit.as_tuple() for permit in permits])
+
+    def submit(self, batch: Sequence[tuple[TrainedModel, bytes]]) -> list[Rejection]:
+        """Record the models that agents trained, each with its signature."""
+        return self._act("submit", [(m.agent, m.digest, m.cid, s[:32], s[32:]) for m, s in batch])
+
+    def retrieve(self, batch: Sequence[tuple[Retrieval, bytes]]) -> list[Rejection]:
+        """Record whose models agents could retrieve, each with its signature."""
+        return self._act(
+            "retrieve", [(r.agent, to_bits(r.retrieved), s[:32], s[32:]) for r, s in batch]
+        )
+
+    def commit(self, batch: Sequence[tuple[Commitment, bytes]]) -> list[Rejection]:
+        """Record commitments to scores, each with its signature."""
+        return self._act("commit", [(c.agent, c.digest, s[:32], s[32:]) for c, s in batch])
+
+    def reveal(self, batch: Sequence[Scores]) -> list[Rejection]:
+        """Record scores; that they open a commitment is the proof that they are the agent's."""
+        return self._act("reveal", [(o.agent, o.packed, o.salt) for o in batch])
+
+    def score(self, openings: Sequence[Scores]) -> Receipt:
+        """Score all agents that are left, by what each of them committed to.
+
+        Also in the stage in which scores are revealed: this reveals them.
+
+        Raises
+        ------
+        Reverted
+            If one is missing, or does not open its commitment.
+        """
+        ordered = sorted(openings, key=lambda opening: opening.agent)
+        matrix = np.array([opening.row for opening in ordered], np.uint16)
+        lower, upper = (np.array(row, ">u2").tobytes() for row in middles(matrix))
+        rows, salts = b"".join(o.packed for o in ordered), [o.salt for o in ordered]
+        return self._transact("score", rows, salts, lower, upper)
+
+    def advance(self) -> Receipt:
+        """End a stage whose deadline has passed.
+
+        Raises
+        ------
+        Reverted
+            If it has not.
+        """
+        return self._transact("advance")
+
+    def publish(self, number: int, digest: bytes, cid: bytes) -> None:
+        """Tell, as the owner, which model a round begins with."""
+        self._transact("publish", number, digest, cid)
+
+    def claim(self, agents: Sequence[int]) -> None:
+        """Credit agents what was refunded to them, from where anyone may withdraw it for them."""
+        self._transact("claim", list(agents))
+
+    def history(self) -> list[Round]:
+        """All that the ledger holds of the experiment, by round."""
+        rounds = [Round(0)]
+        for event in self.contract.events(self.contract.block):
+            self._remember(rounds, event)
+        return rounds
+
+    def _remember(self, rounds: list[Round], event: Event) -> None:
+        args = event.args
+        if event.name == "StageOpened" and args["round"] == len(rounds):
+            rounds.append(Round(args["round"]))
+        current = rounds[-1]
+        current.receipts[event.receipt.transaction] = event.receipt
+        match event.name:
+            case "Eliminated":
+                out = from_bits(args["out"])
+                current.eliminated |= dict.fromkeys(out, Stage(args["stage"]))
+            case "Scored":
+                live = from_bits(args["live"])
+                current.overall = dict(zip(live, args["overall"], strict=True))
+            case "Refunded":
+                current.refund(from_bits(args["live"]), args["pot"], args["rest"])
+            case "ModelPublished" if args["round"] < len(rounds):
+                rounds[args["round"]].model = bytes(args["digest"])
+            case "Rejected":
+                current.rejections.append(_rejection(event))
+            case _:
+                self._remember_what_was_said(current, event)
+
+    def _remember_what_was_said(self, current: Round, event: Event) -> None:
+        args, agent, number = event.args, event.args.get("agent", 0), current.number
+        match event.name:
+            case "Contributed":
+                model = TrainedModel(agent, number, bytes(args["digest"]), bytes(args["cid"]))
+                current.contributions[agent] = model
+            case "Retrieved":
+                found = from_bits(args["retrieved"])
+                current.retrievals[agent] = Retrieval(agent, number, found)
+            case "Committed":
+                digest = bytes(args["commitment"])
+                current.commitments[agent] = Commitment(agent, number, digest)
+            case "Revealed":
+                scores = Scores.unpack(agent, number, bytes(args["row"]), bytes(args["salt"]))
+                current.openings[agent] = scores
+            case "AllRevealed":
+                rows, size = bytes(args["rows"]), 2 * len(self.agents)
+                for place, one in enumerate(from_bits(args["live"])):
+                    row, salt = rows[place * size :][:size], bytes(args["salts"][place])
+                    current.openings[one] = Scores.unpack(one, number, row, salt)
+
+    def _act(self, function: str, items: Sequence[tuple[Any, ...]]) -> list[Rejection]:
+        """Call a function with as many items at a time as fit; tell what was passed over."""
+        receipts = [self._transact(function, some) for some in _batches(items)]
+        events = [event for receipt in receipts for event in self.contract.events_in(receipt)]
+        return [_rejection(event) for event in events if event.name == "Rejected"]
+
+    def _transact(self, function: str, *args: Any) -> Receipt:
+        assert self._account is not None
+        return self.contract.transact(self._account, function, *args)
+
+
+def _rejection(event: Event) -> Rejection:
+    return Rejection(event.args["agent"], Fault(event.args["fault"]))
+
+
+def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    for begin in range(0, len(items), BATCH):
+        yield list(items[begin : begin + BATCH])
