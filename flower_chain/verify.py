@@ -13,10 +13,11 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from flower_chain.envelope import RefusedError, fetch, open_sealed
-from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified
+from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified, WrongChain
 from flower_chain.examiner import Examiner
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract
+from flower_chain.ledger.base import artifact
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
 from flower_chain.rules.record_and_reward import judge
@@ -95,6 +96,7 @@ class _Verifier:
 
     def check(self) -> Iterator[Report]:
         self._check_keys()
+        self._check_code()
         self._check_plan()
         self._say_what_is_left_out()
         model = self._check_model(self._history.versions[0])
@@ -128,6 +130,17 @@ class _Verifier:
                 f"the validation data have digest {self._examiner.digest}, "
                 f"the plan names {self._plan.validation_digest}"
             )
+
+    def _check_code(self) -> None:
+        try:
+            self._contract.check_code()
+        except WrongChain as fault:
+            raise Unverified(f"code: {fault}") from None
+        self._report.count("contracts")
+        token = self._run.token
+        if not artifact(token.name).has(token.ledger.code(token.address)):
+            word = f"the token at {token.address}: not this package's, what it says is believed"
+            self._report.unchecked.append(word)
 
     def _check_plan(self) -> None:
         named = self._contract.call("planDigest")

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 from eth_utils.crypto import keccak
-from federation import OWNER, TOKEN, Federation, Outcome, changed, everybody, give, signing
+from federation import (
+    OWNER,
+    TOKEN,
+    Federation,
+    Outcome,
+    change_code,
+    changed,
+    everybody,
+    give,
+    signing,
+)
 from flwr.serverapp.strategy import FedAdam
 from local_grid import silent
 from softmax import examiner
@@ -276,6 +286,24 @@ def test_another_token_in_the_pointers_is_found(run):
     (run / "run.json").write_text(json.dumps(pointers | {"token": pointers["contract"]}))
     with pytest.raises(Unverified, match=f"token: run.json says {pointers['contract']}"):
         check(run)
+
+
+def test_a_contract_of_other_code_is_found(tmp_path, anvil):
+    give(anvil, OWNER.address)
+    run = Federation(tmp_path, devices=2).run(ledger=anvil).path
+    contract = Run.open(run).pointers.contract
+    change_code(anvil, contract)
+    with pytest.raises(Unverified, match=f"code: the contract at {contract} is not this package's"):
+        check(run)
+
+
+def test_a_token_of_other_code_is_told(tmp_path, anvil):
+    give(anvil, OWNER.address)
+    run = Federation(tmp_path, devices=2).run(ledger=anvil).path
+    token = Run.open(run).pointers.token
+    change_code(anvil, token)
+    word = f"the token at {token}: not this package's, what it says is believed"
+    assert word in check(run).unchecked
 
 
 def test_tokens_that_are_not_there_any_more_are_found(tmp_path, anvil):

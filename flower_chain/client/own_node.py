@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.common import log
 
 from flower_chain import durable, messages
-from flower_chain.errors import ConfigError, LedgerError, TaskRefused
+from flower_chain.errors import ConfigError, LedgerError, TaskRefused, WrongChain
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation
@@ -78,6 +78,10 @@ class OwnNode:
         ------
         TaskRefused
         """
+        try:
+            self._contract.check_code()
+        except WrongChain as fault:
+            raise TaskRefused(str(fault)) from None
         version = self._version_from(request.task.version)
         task = request.task
         pairs = {

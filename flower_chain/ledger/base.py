@@ -27,7 +27,7 @@ from web3 import Web3
 from web3.contract import Contract as Codec
 from web3.types import LogReceipt
 
-from flower_chain.errors import LedgerError, Reverted
+from flower_chain.errors import LedgerError, Reverted, WrongChain
 
 CODEC = Web3().codec
 
@@ -37,10 +37,30 @@ GAS_LIMIT = 16_777_216
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled contract: its interface and the code that creates it."""
+    """A compiled contract.
+
+    Parameters
+    ----------
+    abi : ABI
+    bytecode : str
+        The code that creates it, in hex.
+    runtime : bytes
+        The code that it then has, with zeros where its immutables are.
+    immutables : tuple of (int, int)
+        Where these are, and how long.
+    """
 
     abi: ABI
     bytecode: str
+    runtime: bytes
+    immutables: tuple[tuple[int, int], ...]
+
+    def has(self, code: bytes) -> bool:
+        """Whether `code` is that of this contract, whatever its immutables are."""
+        masked = bytearray(code)
+        for start, length in self.immutables:
+            masked[start : start + length] = bytes(length)
+        return masked == self.runtime
 
 
 @cache
@@ -48,7 +68,10 @@ def artifact(name: str) -> Artifact:
     """The compiled contract `name` that comes with the package."""
     text = (files(__package__) / "contracts" / f"{name}.json").read_text()
     parsed = json.loads(text)
-    return Artifact(parsed["abi"], parsed["bytecode"])
+    runtime = bytes.fromhex(parsed["runtime"].removeprefix("0x"))
+    places = [place.partition(":") for place in parsed["immutables"].split()]
+    immutables = tuple((int(start), int(length)) for start, _, length in places)
+    return Artifact(parsed["abi"], parsed["bytecode"], runtime, immutables)
 
 
 @dataclass(frozen=True)
@@ -167,8 +190,12 @@ class Ledger(ABC):
         """Time of the block with this number, in seconds since 1970."""
 
     @abstractmethod
+    def code(self, address: str) -> bytes:
+        """The code of the contract at `address`; empty if there is none."""
+
     def has_code(self, address: str) -> bool:
         """Whether a contract lives at `address`."""
+        return bool(self.code(address))
 
     @abstractmethod
     def close(self) -> None:
@@ -208,6 +235,21 @@ class Contract:
     @cached_property
     def _codec(self) -> Codec:
         return Web3().eth.contract(Web3.to_checksum_address(self.address), abi=self._abi)
+
+    def check_code(self) -> None:
+        """Refuse another contract than the one with this name in this version of the package.
+
+        Its immutables, which are what it was created with, may be any.
+
+        Raises
+        ------
+        WrongChain
+        """
+        if not artifact(self.name).has(self.ledger.code(self.address)):
+            raise WrongChain(
+                f"the contract at {self.address} is not this package's {self.name}: it may do "
+                "anything, or be of another version"
+            )
 
     def encode(self, function: str, *args: Any) -> bytes:
         """The data of a call of `function` with `args`."""

@@ -156,9 +156,9 @@ class EmbeddedLedger(Ledger):
         """Time of the block with this number, in seconds since 1970."""
         return self._times[block]
 
-    def has_code(self, address: str) -> bool:
-        """Whether a contract lives at `address`."""
-        return bool(self._chain.get_vm().state.get_code(to_canonical_address(address)))
+    def code(self, address: str) -> bytes:
+        """The code of the contract at `address`; empty if there is none."""
+        return bytes(self._chain.get_vm().state.get_code(to_canonical_address(address)))
 
     def close(self) -> None:
         """Close the journal."""

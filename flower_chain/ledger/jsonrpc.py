@@ -121,10 +121,10 @@ class JsonRpcLedger(Ledger):
         known = self._blocks.get(block)
         return int((known or self._ask(lambda: self._look_at(block)))["timestamp"])
 
-    def has_code(self, address: str) -> bool:
-        """Whether a contract lives at `address`."""
+    def code(self, address: str) -> bytes:
+        """The code of the contract at `address`; empty if there is none."""
         checksummed = Web3.to_checksum_address(address)
-        return bool(self._ask(lambda: self._eth.get_code(checksummed)))
+        return bytes(self._ask(lambda: self._eth.get_code(checksummed)))
 
     def close(self) -> None:
         """Close the connections."""

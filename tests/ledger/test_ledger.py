@@ -42,6 +42,11 @@ class TestBothLedgers:
         assert (token.ledger, token.name) == (ledger, "RewardToken")
         assert ledger.has_code(token.address)
 
+    def test_its_code_is_compared(self, ledger: Ledger, token: Contract) -> None:
+        token.check_code()
+        with pytest.raises(WrongChain, match=f"{token.address} is not this package's BlockFlow"):
+            Contract(ledger, token.address, "BlockFlow").check_code()
+
     def test_no_contract_is_where_none_was_deployed(
         self, ledger: Ledger, owner: LocalAccount
     ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import OWNER, TRAIN, Federation, Outcome, give
+from federation import OWNER, TRAIN, Federation, Outcome, change_code, give
 from flwr.app import Context, RecordDict
 from local_grid import silent
 from softmax import Device
@@ -199,6 +199,20 @@ def test_a_stranger_can_not_submit(tmp_path: Path, anvil: str) -> None:
         on_ledger(outcome, anvil, stranger).submit(
             [odd(stranger, outcome.run.federation.domain, 1)]
         )
+
+
+def test_a_device_with_a_node_does_not_train_for_a_contract_of_other_code(
+    tmp_path: Path, anvil: str
+) -> None:
+    outcome = mixed(tmp_path, anvil).run(ledger=anvil)
+    domain = outcome.run.federation.domain
+    task = Task(1, digest(pack(outcome.model(1))), outcome.run.plan.digest)
+    request = Request(task, b"", domain, outcome.run.plan)
+    change_code(anvil, domain.contract)
+
+    node = OwnNode(anvil, domain, Device(0).account, tmp_path / "outbox")
+    with closing(node), pytest.raises(TaskRefused, match="is not this package's RecordAndReward"):
+        node.check(request, public_key(OWNER))
 
 
 def test_a_device_with_a_node_refuses_what_the_ledger_does_not_hold(
