@@ -254,7 +254,8 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @notice Accounts must be in ascending order, none of them zero, none twice.
     error NotAscending(address account);
 
-    /// @notice There must be a round at least, a quorum that can be reached, and a bond that covers the stakes of all rounds.
+    /// @notice There must be a round at least, a quorum that can be reached, time for each stage, and a bond that covers the
+    ///         stakes of all rounds.
     error BadTerms();
 
     /// @notice There must be one salt for each agent that is left.
@@ -274,6 +275,9 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         // Also that the bonds of all fit into the amounts that are stored.
         if (uint256(terms.stake) * terms.rounds > terms.bond || terms.bond * count > type(uint96).max) {
             revert BadTerms();
+        }
+        for (uint256 i; i < terms.seconds_.length; ++i) {
+            if (terms.seconds_[i] == 0) revert BadTerms();
         }
         owner = msg.sender;
         planDigest = terms.digest;

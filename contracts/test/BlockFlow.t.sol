@@ -61,6 +61,11 @@ contract BlockFlowTest is Experiment {
         terms = _terms(1);
         terms.stake = BOND / ROUNDS + 1;
         _expectBadTerms(terms);
+        for (uint256 i; i < 6; ++i) {
+            terms = _terms(1);
+            terms.seconds_[i] = 0;
+            _expectBadTerms(terms);
+        }
     }
 
     function test_BondsOfAllMustFitTheAmountsThatAreStored() public {
@@ -705,6 +710,55 @@ contract BlockFlowTest is Experiment {
             else VM.assertTrue(_refund(i) > 0);
         }
         VM.assertEq(_live() & honest, honest);
+    }
+
+    /// @dev Every minority of 3 to 11 agents: late in each of the stages (so that it commits and does not reveal), another's
+    ///      commitments, or other scores than it committed to. It loses its bonds to the honest.
+    function test_NoMinorityGainsByLeavingTheProtocol() public {
+        for (uint256 n = 3; n <= 11; ++n) {
+            for (uint256 m = 1; 2 * m < n; ++m) {
+                for (uint256 late = 1; late < 5; ++late) {
+                    this.depart(n, m, late, false);
+                }
+                this.depart(n, m, 3, true);
+                this.depart(n, m, 4, true);
+            }
+        }
+    }
+
+    /// @notice In the stage `last` the agents below `m` do nothing, or with `forge` something else than they should.
+    /// @dev A call of its own, so that its memory is free afterwards.
+    function depart(uint256 n, uint256 m, uint256 last, bool forge) external {
+        uint256[][] memory scores = _honestScores(n);
+        uint256 honest = _all(n) ^ _all(m);
+        _begin(n);
+        for (uint256 stage = 1; stage < 5; ++stage) {
+            _act(stage, honest, scores);
+            if (stage < last) _act(stage, _all(m), scores);
+            if (stage == last && forge) _forge(m, stage, scores);
+            if (_stage() != BlockFlow.Stage(stage)) continue;
+            _warpPast();
+            flow.advance();
+        }
+        VM.assertEq(_live(), honest);
+        _scoreAll(scores);
+        _assertRefunds(scores, honest, m * BOND);
+    }
+
+    function _forge(uint256 m, uint256 stage, uint256[][] memory scores) internal {
+        if (stage == 3) {
+            BlockFlow.SignedCommitment[] memory copied = new BlockFlow.SignedCommitment[](m);
+            for (uint256 i; i < m; ++i) {
+                copied[i] = _signedCommitment(i, flow.commitments(m));
+            }
+            flow.commit(copied);
+            return;
+        }
+        BlockFlow.Opening[] memory openings = _openings(_all(m), scores);
+        for (uint256 i; i < m; ++i) {
+            openings[i].row[0] ^= 0x01;
+        }
+        flow.reveal(openings);
     }
 
     function _assertMediansHonest(uint256[][] memory scores, uint256 m) internal view {

@@ -13,7 +13,7 @@ contract BlockFlowGasTest is Experiment {
     uint256 internal constant TX_GAS_CAP = 16_777_216;
 
     string internal constant HEADING =
-        "agents  round   join    submit  retrieve  commit  reveal  score   c+r+s   in all  paper   claim";
+        "agents  round   join    submit  retrieve  commit  reveal  score   c+r+s   in all  paper     claim";
 
     /// @dev Gas of each stage, all agents together.
     struct Stages {
@@ -84,7 +84,7 @@ contract BlockFlowGasTest is Experiment {
         string memory line = string.concat(_cell(n), _cell(round), _cell(gas.join / n), _cell(gas.submit / n));
         line = string.concat(line, _cell(gas.retrieve / n), "  ", _cell(gas.commit / n), _cell(gas.reveal / n));
         line = string.concat(line, _cell(gas.score / n), _cell(audit), _cell(all));
-        emit log(string.concat(line, _cell(_papersFit(n)), _cell(gas.claim / n)));
+        emit log(string.concat(line, _cell(_papersFit(n)), "  ", _cell(gas.claim / n)));
         if (n != 50) return;
         VM.assertLe(all, own ? 180_000 : 90_000, "whole round");
         if (!own) VM.assertLe(audit, 40_000, "commit, reveal and score");
