@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from commands import assert_refused
 from federation import OWNER, TOKEN, Federation, Outcome, give
 from softmax import fresh
-from test_money import assert_refused
 from typer.testing import Result
 
 from flower_chain.ledger import JsonRpcLedger

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import assert_refused
 from eth_account import Account
 from federation import OWNER, TOKEN, Federation, give
 from typer.testing import Result
@@ -240,11 +241,3 @@ def test_whoever_has_a_copy_of_the_run_can_use_a_node_of_their_own(call, tmp_pat
 )
 def test_amounts_are_told_with_all_their_digits(units, told):
     assert in_full(units) == told
-
-
-def assert_refused(done: Result, *words: str) -> None:
-    """Exit status 1, and one line with these words."""
-    assert done.exit_code == 1, done.output
-    (line,) = [line for line in done.output.splitlines() if "Error" in line or "Reverted" in line]
-    assert all(word.lower() in line.lower() for word in words), done.output
-    assert "Traceback" not in done.output
