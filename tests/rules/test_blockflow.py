@@ -4,21 +4,20 @@ from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from eth_account import Account
-from eth_account.messages import SignableMessage
 from eth_account.signers.local import LocalAccount
-from eth_utils.crypto import keccak
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flower_chain.errors import FormatError
 from flower_chain.ledger.embedded import EmbeddedLedger
-from flower_chain.records import Domain, sign
+from flower_chain.ledger.experiment import Experiment, Terms
+from flower_chain.records import Commitment, Retrieval, Scores, TrainedModel, sign
 from flower_chain.rules.blockflow import (
     MAX_AGENTS,
     ONE,
@@ -33,6 +32,7 @@ from flower_chain.rules.blockflow import (
 )
 
 Matrix = NDArray[np.uint16]
+Said = TypeVar("Said", TrainedModel, Retrieval, Commitment)
 
 value = st.integers(0, ONE) | st.sampled_from([0, 1, ONE // 2, ONE // 2 + 1, ONE - 1, ONE])
 
@@ -262,119 +262,76 @@ def test_own_models_count_and_unknown_ones_do_not() -> None:
 BOND = 10**6
 STAKE = 1009
 OWNER: LocalAccount = Account.from_key(b"\x01" * 32)
-TYPES = {
-    "Contribution": "uint32 round,bytes32 digest,bytes cid",
-    "Retrieval": "uint32 round,uint256 retrieved",
-    "Commitment": "uint32 round,bytes32 commitment",
-    "Scores": "uint32 round,uint8 agent,bytes row,bytes32 salt",
-}
 
 
-class Experiment:
-    """A deployed contract whose agents do what they must, relayed by its owner."""
+class Trial:
+    """An experiment whose agents do what they must, relayed by its owner."""
 
     def __init__(self, path: Path, n: int) -> None:
         keys = [Account.from_key((2 + i).to_bytes(32, "big")) for i in range(n)]
         self.agents: list[LocalAccount] = sorted(keys, key=lambda key: int(key.address, 16))
         self.ledger = EmbeddedLedger(path / "journal", [OWNER.address])
-        self.token = self.ledger.deploy(OWNER, "RewardToken", 10**30)
+        token = self.ledger.deploy(OWNER, "RewardToken", 10**30)
+        terms = Terms(bytes(32), BOND // STAKE, n, BOND, STAKE, (86400,) * 6)
         accounts = [agent.address for agent in self.agents]
-        terms = (b"\0" * 32, BOND // STAKE, n, BOND, STAKE, [86400] * 6)
-        self.flow = self.ledger.deploy(OWNER, "BlockFlow", self.token.address, terms, accounts)
+        self.flow = Experiment.deploy(self.ledger, OWNER, token.address, terms, accounts)
         for account in accounts:
-            self.token.transact(OWNER, "transfer", account, BOND)
-        for start in range(0, n, 50):
-            permits = [self._permit(i) for i in range(n)[start : start + 50]]
-            self.flow.transact(OWNER, "join", permits)
+            token.transact(OWNER, "transfer", account, BOND)
+        self.flow.join([self.flow.permit(token, agent, 2**63) for agent in self.agents])
 
     def submit(self) -> None:
         """All contribute."""
-        digest, cid = b"1" * 32, b"2" * 36
-        signed = [self._sign(i, "Contribution", digest=digest, cid=cid) for i in self._all]
-        batch = [(i, digest, cid, *signature) for i, signature in enumerate(signed)]
-        self.flow.transact(OWNER, "submit", batch)
+        models = [TrainedModel(i, self._round, b"1" * 32, b"2" * 36) for i in self._all]
+        self.flow.submit([self._signed(model) for model in models])
 
-    def retrieve(self, retrieved: Sequence[int]) -> None:
-        """All report: a set of bits for each agent."""
-        signed = [self._sign(i, "Retrieval", retrieved=retrieved[i]) for i in self._all]
-        batch = [(i, retrieved[i], *signature) for i, signature in enumerate(signed)]
-        self.flow.transact(OWNER, "retrieve", batch)
+    def retrieve(self, retrieved: Sequence[Sequence[int]]) -> None:
+        """All report whose models they have."""
+        found = [Retrieval(i, self._round, tuple(retrieved[i])) for i in self._all]
+        self.flow.retrieve([self._signed(each) for each in found])
 
-    def audit(self, scores: Matrix) -> list[int]:
+    def audit(self, scores: Matrix) -> tuple[int, ...]:
         """All commit, and reveal; the overall scores."""
-        rows = [row.astype(">u2").tobytes() for row in scores]
-        salts = [secrets.token_bytes(32) for _ in rows]
-        values = zip(self._all, rows, salts, strict=True)
-        hashes = [self._hash("Scores", agent=i, row=row, salt=salt) for i, row, salt in values]
-        signed = [self._sign(i, "Commitment", commitment=hashes[i]) for i in self._all]
-        batch = [(i, hashes[i], *signature) for i, signature in enumerate(signed)]
-        self.flow.transact(OWNER, "commit", batch)
-        lower, upper = (np.array(each, ">u2").tobytes() for each in middles(scores))
-        receipt = self.flow.transact(OWNER, "score", b"".join(rows), salts, lower, upper)
-        (scored,) = (e for e in self.flow.events_in(receipt) if e.name == "Scored")
-        return list(scored.args["overall"])
+        rows = [tuple(row.tolist()) for row in scores]
+        openings = [Scores(i, self._round, rows[i], secrets.token_bytes(32)) for i in self._all]
+        hashes = [opening.commitment(self.flow.domain) for opening in openings]
+        said = [Commitment(i, self._round, hashes[i]) for i in self._all]
+        self.flow.commit([self._signed(commitment) for commitment in said])
+        receipt = self.flow.score(openings)
+        (scored,) = (e for e in self.flow.contract.events_in(receipt) if e.name == "Scored")
+        return tuple(scored.args["overall"])
 
     def refunds(self) -> list[int]:
         """What every agent can claim."""
-        return [self.flow.call("agents", i)[1] for i in self._all]
+        return [self.flow.contract.call("agents", i)[1] for i in self._all]
 
     @property
-    def live(self) -> list[int]:
-        """The agents that are in the run."""
-        live = self.flow.call("progress")[2]
-        return [i for i in self._all if live >> i & 1]
+    def _round(self) -> int:
+        return self.flow.progress.round
 
     @property
     def _all(self) -> range:
         return range(len(self.agents))
 
-    def _encode(self, name: str, message: dict[str, Any]) -> SignableMessage:
-        pairs = (field.split() for field in TYPES[name].split(","))
-        fields = [{"type": kind, "name": field} for kind, field in pairs]
-        domain = Domain(self.ledger.chain_id, self.flow.address)
-        return domain.encode(name, fields, {"round": self.flow.call("round"), **message})
-
-    def _hash(self, name: str, **message: Any) -> bytes:
-        encoded = self._encode(name, message)
-        return keccak(b"\x19" + encoded.version + encoded.header + encoded.body)
-
-    def _sign(self, agent: int, name: str, **message: Any) -> tuple[bytes, bytes]:
-        signature = sign(self._encode(name, message), self.agents[agent])
-        return signature[:32], signature[32:]
-
-    def _permit(self, agent: int) -> tuple[Any, ...]:
-        fields = ("owner", "spender", "value", "nonce", "deadline")
-        kinds = ("address", "address", "uint256", "uint256", "uint256")
-        domain = {
-            "name": "Flower Chain Reward",
-            "version": "1",
-            "chainId": self.ledger.chain_id,
-            "verifyingContract": self.token.address,
-        }
-        types = [{"name": name, "type": kind} for name, kind in zip(fields, kinds, strict=True)]
-        account = self.agents[agent]
-        values = (account.address, self.flow.address, BOND, 0, 2**63)
-        message = dict(zip(fields, values, strict=True))
-        signed = account.sign_typed_data(domain, {"Permit": types}, message)
-        return agent, 2**63, signed.v, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
+    def _signed(self, said: Said) -> tuple[Said, bytes]:
+        return said, sign(said.encode(self.flow.domain), self.agents[said.agent])
 
 
-def play(experiment: Experiment, scores: Matrix) -> None:
+def play(experiment: Trial, scores: Matrix) -> None:
     """A round, in Solidity and in Python."""
     n = len(scores)
     expected = score(scores).overall
     before = experiment.refunds()
     experiment.submit()
-    experiment.retrieve([2**n - 1] * n)
+    experiment.retrieve([range(n)] * n)
 
-    assert tuple(experiment.audit(scores)) == expected
+    assert experiment.audit(scores) == expected
     gained = [after - start for after, start in zip(experiment.refunds(), before, strict=True)]
     assert gained == refunds(STAKE * n, expected)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 17])
 def test_the_contract_scores_as_python_does(n: int, tmp_path: Path) -> None:
-    experiment = Experiment(tmp_path, n)
+    experiment = Trial(tmp_path, n)
 
     @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
     @given(matrices(most=n, least=n))
@@ -386,7 +343,7 @@ def test_the_contract_scores_as_python_does(n: int, tmp_path: Path) -> None:
 
 
 def test_the_contract_scores_a_hundred_agents_as_python_does(tmp_path: Path) -> None:
-    experiment = Experiment(tmp_path, 100)
+    experiment = Trial(tmp_path, 100)
     rng = np.random.default_rng(3)
     quality = rng.uniform(0.4, 0.9, 100)
     honest = np.clip(quality + rng.normal(0, 0.05, (100, 100)), 0, 1)
@@ -399,21 +356,22 @@ def test_the_contract_scores_a_hundred_agents_as_python_does(tmp_path: Path) -> 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_contract_eliminates_whom_python_does(seed: int, tmp_path: Path) -> None:
     n = 3 + 2 * seed
-    experiment = Experiment(tmp_path, n)
+    experiment = Trial(tmp_path, n)
     marks = np.random.default_rng(seed).random((n, n)) < 0.55
     experiment.submit()
 
-    experiment.retrieve([sum(1 << int(k) for k in np.flatnonzero(row)) for row in marks])
+    retrieved = [[int(k) for k in np.flatnonzero(row)] for row in marks]
+    experiment.retrieve(retrieved)
 
-    survivors = retrieval_survivors([[int(k) for k in np.flatnonzero(row)] for row in marks])
+    survivors = retrieval_survivors(retrieved)
     assert 0 < len(survivors) < n
-    assert experiment.live == survivors
+    assert experiment.flow.progress.live == tuple(survivors)
     experiment.ledger.close()
 
 
 def test_the_contract_has_the_same_constants(tmp_path: Path) -> None:
-    experiment = Experiment(tmp_path, 1)
+    experiment = Trial(tmp_path, 1)
 
-    assert experiment.flow.call("ONE") == ONE
-    assert experiment.flow.call("MAX_AGENTS") == MAX_AGENTS
+    assert experiment.flow.contract.call("ONE") == ONE
+    assert experiment.flow.contract.call("MAX_AGENTS") == MAX_AGENTS
     experiment.ledger.close()
