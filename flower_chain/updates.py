@@ -391,6 +391,37 @@ def mean(received: Arrays, updates: Sequence[Arrays], eta: float) -> dict[str, N
     }
 
 
+def weighted_mean(models: Sequence[Arrays], weights: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The model ``sum(p_k w_k) / sum(p_k)`` (papers/3, algorithm 2 without its slip).
+
+    Computed in float64, entry by entry, the sum from 0 in the order given, and then rounded to the
+    models' item types as :func:`mean` says: anyone who has the same bytes gets the same bytes.
+
+    Parameters
+    ----------
+    models : sequence of Arrays
+        w_k, of one format, sorted by account.
+    weights : sequence of int
+        p_k, not negative, not all zero.
+
+    Raises
+    ------
+    FormatError
+        If the models differ in format.
+    ValueError
+        If the weights are not that.
+    """
+    if len(weights) != len(models) or min(weights, default=0) < 0 or not any(weights):
+        raise ValueError(f"weights {list(weights)} of {len(models)} models: not all may be zero")
+    layout = Format.of(models[0])
+    for model in models:
+        layout.check(model)
+    return {
+        key: _weighted(base, [model[key] for model in models], weights)
+        for key, base in models[0].items()
+    }
+
+
 def _check_key(key: str) -> None:
     if key == _METADATA_KEY:
         raise FormatError(f"{key!r} is safetensors' own key: rename the array")
@@ -504,6 +535,16 @@ def _moved_by_mean(base: NDArray[Any], updates: Sequence[NDArray[Any]], eta: flo
         block = slice(start, start + _BLOCK_ITEMS)
         target[block] = _moved(source[block], _scaled_mean([row[block] for row in rows], eta))
     return moved
+
+
+def _weighted(
+    like: NDArray[Any], arrays: Sequence[NDArray[Any]], weights: Sequence[int]
+) -> NDArray[Any]:
+    total = np.zeros(like.shape, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for array, weight in zip(arrays, weights, strict=True):
+            total += weight * array.astype(np.float64)
+        return _moved(np.zeros_like(like), np.asarray(total / sum(weights)))
 
 
 def _scaled_mean(updates: Sequence[NDArray[Any]], eta: float) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ from flower_chain.updates import (
     mean,
     pack,
     unpack,
+    weighted_mean,
 )
 
 MODEL: Arrays = {
@@ -412,3 +413,32 @@ class TestMean:
     def test_no_updates_have_no_mean(self) -> None:
         with pytest.raises(ValueError, match="keep the model as it is"):
             mean(one(1.0), [], 1.0)
+
+
+class TestWeightedMean:
+    @given(st.sampled_from(["f2", "f4", "f8"]), st.data())
+    def test_is_computed_in_float64_and_rounded_once(self, dtype: str, data: st.DataObject) -> None:
+        arrays = [data.draw(hnp.arrays(dtype, 4)) for _ in range(3)]
+        weights = data.draw(st.tuples(*[st.integers(0, 65535)] * 3).filter(any))
+        with np.errstate(all="ignore"):
+            total = sum((w * a.astype("f8") for w, a in zip(weights, arrays, strict=True)), 0.0)
+            expected = (total / sum(weights)).astype(dtype)
+        found = weighted_mean([one(array, dtype) for array in arrays], weights)["w"]
+        assert found.dtype == dtype
+        assert np.array_equal(found, expected, equal_nan=True)
+
+    def test_weighs(self) -> None:
+        assert same(weighted_mean([one([1.0]), one([4.0])], [2, 1]), one([2.0]))
+
+    def test_what_weighs_nothing_still_has_to_have_the_format(self) -> None:
+        with pytest.raises(FormatError, match="'w' is F64"):
+            weighted_mean([one(1, "f4"), one(1, "f8")], [1, 0])
+
+    def test_rounds_integers_to_even(self) -> None:
+        models = [one([1, 2, 250], "u1"), one([2, 3, 255], "u1")]
+        assert weighted_mean(models, [1, 1])["w"].tolist() == [2, 2, 252]
+
+    @pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [1]])
+    def test_weights_must_weigh(self, weights: list[int]) -> None:
+        with pytest.raises(ValueError, match="not all may be zero"):
+            weighted_mean([one(1), one(2)], weights)

@@ -1,0 +1,380 @@
+"""An agent of a BlockFLow experiment (papers/3, appendix A), whatever carries its messages.
+
+In every round an agent trains a model and seals it for all agents, opens the models of the others,
+scores each on its own data, commits to the scores, reveals them once all have committed, and
+computes the model that the next round begins with. Whoever carries the messages is not trusted:
+what another agent is said to have said counts only with its signature, or if it opens what that
+agent signed.
+
+What an agent has said in a round it never says otherwise: before a signature leaves, what it stands
+for is on the disk, so that an agent that was killed goes on where it was. The folder holds the
+models of the others and, until they are revealed, scores and salts: nobody else should read it.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from eth_account.signers.local import LocalAccount
+
+from flower_chain import durable
+from flower_chain.errors import FormatError, SealError, TaskRefused
+from flower_chain.keys import address_of
+from flower_chain.records import (
+    Commitment,
+    Domain,
+    Retrieval,
+    Scores,
+    TrainedModel,
+    recover,
+    sign,
+)
+from flower_chain.rules.blockflow import ONE, retrieval_survivors, score, to_score
+from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
+from flower_chain.store.seal import seal, sealed_bytes, unseal
+from flower_chain.updates import (
+    Arrays,
+    Format,
+    check_finite,
+    digest,
+    digest_of,
+    pack,
+    unpack,
+    weighted_mean,
+)
+
+Said = TypeVar("Said", TrainedModel, Retrieval, Commitment)
+SignedBy = tuple[Said, bytes]
+"""What an agent said, and its signature."""
+
+Evaluate = Callable[[Arrays], float]
+"""From a model to its score on the agent's own data, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Who takes part in an experiment, and in what.
+
+    Parameters
+    ----------
+    domain : Domain
+    keys : tuple of bytes
+        The public key of each agent, 64 bytes, in the ascending order of accounts.
+    model : Format
+        Of the models.
+    commit_seconds : int
+        How long scores can be committed to at most: later nobody can, by the contract.
+    """
+
+    domain: Domain
+    keys: tuple[bytes, ...]
+    model: Format
+    commit_seconds: int
+
+    def __post_init__(self) -> None:
+        accounts = self.accounts
+        if accounts != sorted(set(accounts), key=str.lower):
+            raise FormatError(f"agents {accounts}: each once, in ascending order")
+
+    @property
+    def accounts(self) -> list[str]:
+        """The agents' accounts, by number."""
+        return [address_of(key) for key in self.keys]
+
+    def is_signed(self, said: TrainedModel | Retrieval | Commitment, signature: bytes) -> bool:
+        """Whether `signature` is that of the agent that `said` names."""
+        if not 0 <= said.agent < len(self.keys):
+            return False
+        return recover(said.encode(self.domain), signature) == self.accounts[said.agent]
+
+    def binding(self, model: TrainedModel) -> bytes:
+        """What a sealed model is bound to."""
+        place = f"{self.domain.chain_id} {self.domain.contract} {model.round} {model.agent}"
+        return f"flower-chain model {place} ".encode() + model.digest
+
+
+class Auditor:
+    """One agent.
+
+    Parameters
+    ----------
+    folder : Path
+        Of this agent, for this experiment; made if it is missing.
+    account : LocalAccount
+    peers : Peers
+    clock : callable
+        The time, in seconds since 1970.
+
+    Raises
+    ------
+    TaskRefused
+        If the account is not one of the agents.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        account: LocalAccount,
+        peers: Peers,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if account.address not in peers.accounts:
+            raise TaskRefused(f"{account.address} is none of the agents {peers.accounts}")
+        self.number = peers.accounts.index(account.address)
+        self._folder, self._account, self._peers, self._clock = folder, account, peers, clock
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # -- train --------------------------------------------------------------------------------
+
+    def contribute(self, number: int, trained: Arrays) -> tuple[SignedBy[TrainedModel], bytes]:
+        """What the agent says of the model that it trained in a round, and the model, sealed.
+
+        Asked again, it says and sends the same, whatever `trained` is then.
+
+        Raises
+        ------
+        FormatError
+            If the model is not in the format that was agreed, or not finite.
+        """
+        self._peers.model.check(trained)
+        check_finite(trained)
+        path = self._path(number, "sealed")
+        if not path.exists():
+            packed = pack(trained)
+            self._write(number, f"model-{self.number}", packed)
+            # Its name is left open: the binding holds only what it is bound to.
+            draft = TrainedModel(self.number, number, digest(packed), b"")
+            durable.replace(path, seal(packed, self._peers.keys, self._peers.binding(draft)))
+        sealed, packed = path.read_bytes(), self._path(number, f"model-{self.number}").read_bytes()
+        cid = cid_to_bytes(cid_of(sealed))
+        return self._signed(TrainedModel(self.number, number, digest(packed), cid)), sealed
+
+    # -- retrieve -----------------------------------------------------------------------------
+
+    def retrieve(
+        self, number: int, models: Sequence[tuple[SignedBy[TrainedModel], bytes]]
+    ) -> dict[int, str]:
+        """Open models of a round, from whomever they come; tell what is wrong with which.
+
+        What is missing may come later: every agent holds what every other can open.
+        """
+        faults: dict[int, str] = {}
+        for (model, signature), sealed in models:
+            try:
+                packed = self._opened(number, model, signature, sealed)
+            except (FormatError, SealError) as fault:
+                faults[model.agent] = str(fault)
+                continue
+            self._write(number, f"model-{model.agent}", packed)
+        return faults
+
+    def report(self, number: int) -> SignedBy[Retrieval]:
+        """What the agent says of the models that it could open; asked again, it says the same."""
+        path = self._path(number, "retrieved")
+        if not path.exists():
+            self._write(number, "retrieved", json.dumps(self._held(number)).encode())
+        retrieved = tuple(json.loads(path.read_bytes()))
+        return self._signed(Retrieval(self.number, number, retrieved))
+
+    def _opened(self, number: int, model: TrainedModel, signature: bytes, sealed: bytes) -> bytes:
+        peers = self._peers
+        if model.round != number or not peers.is_signed(model, signature):
+            raise FormatError(f"not signed by agent {model.agent} for round {number}")
+        if len(sealed) != (size := sealed_bytes(peers.model.nbytes, len(peers.keys))):
+            raise FormatError(f"{len(sealed)} bytes, but a sealed model has {size}")
+        if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
+            raise FormatError(f"the bytes of {found}, but {named} was signed")
+        packed = unseal(sealed, bytes(self._account.key), peers.binding(model))
+        if digest(packed) != model.digest:
+            raise FormatError(f"digest {digest(packed).hex()}, but {model.digest.hex()} was signed")
+        arrays = unpack(packed)
+        peers.model.check(arrays)
+        check_finite(arrays)
+        return packed
+
+    # -- commit -------------------------------------------------------------------------------
+
+    def commit(
+        self, number: int, retrievals: Sequence[SignedBy[Retrieval]], evaluate: Evaluate
+    ) -> SignedBy[Commitment]:
+        """Score all models that the agent has, and commit to the scores.
+
+        Also those of agents that are said to have failed: the contract knows, and ignores what is
+        said of them. Asked again, it commits to the same.
+
+        Parameters
+        ----------
+        number : int
+        retrievals : sequence
+            What agents said that submitted a model in this round.
+        evaluate : callable
+
+        Raises
+        ------
+        TaskRefused
+            If the agent itself did not pass, or lacks a model that did.
+        FormatError
+            If a score is not in [0, 1].
+        """
+        kept = self._read(number)
+        if kept is None:
+            live = self._passed(number, retrievals)
+            row = [0] * len(self._peers.keys)
+            for agent in self._held(number):
+                row[agent] = to_score(evaluate(self._model(number, agent)))
+            kept = {
+                "row": row,
+                "salt": secrets.token_hex(32),
+                "live": live,
+                "time": self._clock(),
+            }
+            self._write(number, "scores", json.dumps(kept).encode())
+        own = self._scores(number, kept)
+        return self._signed(Commitment(self.number, number, own.commitment(self._peers.domain)))
+
+    def _passed(self, number: int, retrievals: Sequence[SignedBy[Retrieval]]) -> list[int]:
+        """The agents that pass the retrieval rule."""
+        said: dict[int, Retrieval] = {}
+        for retrieval, signature in retrievals:
+            if retrieval.round == number and self._peers.is_signed(retrieval, signature):
+                said[retrieval.agent] = retrieval
+        agents = sorted({*said, *self._held(number)})  # who submitted a model, as far as is known
+        places = {agent: place for place, agent in enumerate(agents)}
+        sets = [
+            [places[k] for k in said[agent].retrieved if k in places] if agent in said else None
+            for agent in agents
+        ]
+        live = [agents[place] for place in retrieval_survivors(sets)]
+        if self.number not in live:
+            raise TaskRefused(f"round {number}: agent {self.number} did not pass, but {live} did")
+        if missing := set(live) - set(self._held(number)):
+            raise TaskRefused(f"round {number}: the models of agents {sorted(missing)} are missing")
+        return live
+
+    # -- reveal -------------------------------------------------------------------------------
+
+    def reveal(self, number: int, commitments: Sequence[SignedBy[Commitment]]) -> Scores:
+        """The scores, once everybody has committed or nobody can any more.
+
+        Parameters
+        ----------
+        number : int
+        commitments : sequence
+            Of the agents that passed.
+
+        Raises
+        ------
+        TaskRefused
+            If it is too early, or the agent has not committed.
+        """
+        kept = self._committed(number)
+        said = self._said(number, commitments)
+        waiting = [agent for agent in kept["live"] if agent not in said]
+        if waiting and self._clock() < kept["time"] + self._peers.commit_seconds:
+            raise TaskRefused(f"round {number}: agents {waiting} have not committed yet")
+        return self._scores(number, kept)
+
+    # -- score --------------------------------------------------------------------------------
+
+    def aggregate(
+        self,
+        number: int,
+        commitments: Sequence[SignedBy[Commitment]],
+        openings: Sequence[Scores],
+        received: Arrays,
+    ) -> dict[str, Any]:
+        """The model that the next round begins with.
+
+        Parameters
+        ----------
+        number : int
+        commitments : sequence
+            Of the agents that passed.
+        openings : sequence of Scores
+            Of those that revealed: the others are out.
+        received : Arrays
+            What this round began with: what it ends with too if all scores are zero.
+
+        Raises
+        ------
+        TaskRefused
+            If scores are not what an agent that passed committed to, or its own are missing.
+        """
+        passed, said = self._committed(number)["live"], self._said(number, commitments)
+        rows = {opening.agent: opening.row for opening in openings}
+        for opening in openings:
+            if opening.agent not in passed or not self._opens(opening, said):
+                raise TaskRefused(f"round {number}: agent {opening.agent} did not commit to that")
+        if self.number not in rows:
+            raise TaskRefused(f"round {number}: the scores of agent {self.number} are missing")
+        live = sorted(rows)
+        overall = score(np.array([rows[agent] for agent in live])[:, live]).overall
+        if not any(overall):
+            return dict(received)
+        return weighted_mean([self._model(number, agent) for agent in live], overall)
+
+    def check(self, expected: Arrays, received: Arrays) -> None:
+        """Refuse to train on another model than the one that the agent computed.
+
+        Raises
+        ------
+        TaskRefused
+        """
+        named, found = digest_of(expected), digest_of(received)
+        if named != found:
+            raise TaskRefused(
+                f"the model received has digest {found.hex()}, the aggregate of what was revealed "
+                f"{named.hex()}"
+            )
+
+    # -- what is kept -------------------------------------------------------------------------
+
+    def _said(self, number: int, commitments: Sequence[SignedBy[Commitment]]) -> dict[int, bytes]:
+        """By agent, what was committed to in a round, as far as it is signed."""
+        return {
+            commitment.agent: commitment.digest
+            for commitment, signature in commitments
+            if commitment.round == number and self._peers.is_signed(commitment, signature)
+        }
+
+    def _opens(self, opening: Scores, said: Mapping[int, bytes]) -> bool:
+        """Whether these are scores, and those that their agent committed to."""
+        if len(opening.row) != len(self._peers.keys) or not all(0 <= s <= ONE for s in opening.row):
+            return False
+        return opening.commitment(self._peers.domain) == said.get(opening.agent)
+
+    def _committed(self, number: int) -> Mapping[str, Any]:
+        kept = self._read(number)
+        if kept is None:
+            raise TaskRefused(f"round {number}: agent {self.number} has not committed")
+        return kept
+
+    def _scores(self, number: int, kept: Mapping[str, Any]) -> Scores:
+        return Scores(self.number, number, tuple(kept["row"]), bytes.fromhex(kept["salt"]))
+
+    def _model(self, number: int, agent: int) -> Arrays:
+        return unpack(self._path(number, f"model-{agent}").read_bytes())
+
+    def _held(self, number: int) -> list[int]:
+        agents = range(len(self._peers.keys))
+        return [agent for agent in agents if self._path(number, f"model-{agent}").exists()]
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        path = self._path(number, "scores")
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def _write(self, number: int, name: str, data: bytes) -> None:
+        path = self._path(number, name)
+        path.parent.mkdir(exist_ok=True)
+        durable.replace(path, data)
+
+    def _path(self, number: int, name: str) -> Path:
+        return self._folder / f"round-{number}" / name
+
+    def _signed(self, said: Said) -> SignedBy[Said]:
+        return said, sign(said.encode(self._peers.domain), self._account)
