@@ -141,10 +141,10 @@ class Auditor:
         FormatError
             If the model is not in the format that was agreed, or not finite.
         """
-        self._peers.model.check(trained)
-        check_finite(trained)
         path = self._path(number, "sealed")
         if not path.exists():
+            self._peers.model.check(trained)
+            check_finite(trained)
             packed = pack(trained)
             self._write(number, f"model-{self.number}", packed)
             # Its name is left open: the binding holds only what it is bound to.

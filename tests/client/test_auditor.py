@@ -153,7 +153,8 @@ def test_an_agent_that_is_killed_after_every_step_says_the_same_again(tmp_path):
 
 def test_what_was_said_of_a_model_is_not_said_of_another(tmp_path):
     agent = Auditor(tmp_path, ACCOUNTS[0], PEERS)
-    assert agent.contribute(0, trained(0)) == agent.contribute(0, trained(1))
+    first = agent.contribute(0, trained(0))
+    assert agent.contribute(0, trained(1)) == agent.contribute(0, SAME_SIZE) == first
     assert agent.contribute(1, trained(1)) != agent.contribute(0, trained(1))
 
 
