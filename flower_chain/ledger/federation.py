@@ -361,10 +361,10 @@ class Federation:
         return self._transact("multicall", encoded)
 
 
-def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def batches(items: Sequence[Item], size: int = BATCH) -> Iterator[list[Item]]:
     """As many at a time as a transaction should have."""
-    for begin in range(0, len(items), BATCH):
-        yield list(items[begin : begin + BATCH])
+    for begin in range(0, len(items), size):
+        yield list(items[begin : begin + size])
 
 
 def _submissions(batch: Sequence[Signed]) -> Iterator[list[Signed]]:

@@ -15,7 +15,7 @@ from flower_chain.client.auditor import Auditor, Peers
 from flower_chain.errors import FormatError, TaskRefused
 from flower_chain.keys import public_key
 from flower_chain.ledger import Ledger
-from flower_chain.ledger.experiment import Experiment, Stage, Terms
+from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.records import Domain, Scores, TrainedModel, sign
 from flower_chain.rules.blockflow import ONE, score
 from flower_chain.store.cid import cid_of, cid_to_bytes
@@ -133,7 +133,7 @@ def test_the_ledger_agrees(tmp_path, ledger: Ledger, owner: LocalAccount):
         assert experiment.commit(played.commitments) == []
         experiment.score(played.openings)
     assert experiment.progress.stage is Stage.FINISHED
-    for found in experiment.history():
+    for found in experiment.history().rounds:
         models = [trained(agent) for agent in found.overall]
         expected = weighted_mean(models, list(found.overall.values()))
         assert np.array_equal(played.aggregate()["w"], expected["w"])

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flower_chain.errors import FormatError
+from flower_chain.ledger.blockflow import Experiment, Terms
 from flower_chain.ledger.embedded import EmbeddedLedger
-from flower_chain.ledger.experiment import Experiment, Terms
 from flower_chain.records import Commitment, Retrieval, Scores, TrainedModel, sign
 from flower_chain.rules.blockflow import (
     MAX_AGENTS,

@@ -3,10 +3,10 @@
 Agents are known by their number, their place in the ascending order of accounts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from eth_account.messages import encode_typed_data
@@ -15,6 +15,7 @@ from eth_utils.address import to_checksum_address
 
 from flower_chain.errors import FormatError
 from flower_chain.ledger.base import Contract, Event, Ledger, Receipt
+from flower_chain.ledger.federation import batches
 from flower_chain.records import (
     Commitment,
     Domain,
@@ -25,8 +26,6 @@ from flower_chain.records import (
     to_bits,
 )
 from flower_chain.rules.blockflow import MAX_AGENTS, middles, refunds
-
-Item = TypeVar("Item")
 
 BATCH = 50
 """Items of one transaction: far below the gas limit of one."""
@@ -73,7 +72,9 @@ class Terms:
     rounds : int
         R.
     quorum : int
-        How many agents must post their bond; else the experiment ends before it began.
+        How many agents must post their bond; else the experiment ends before it began. Whoever
+        relays the bonds chooses whose it relays: M colluding agents can only do no harm if the
+        quorum is larger than 2 M.
     bond, stake : int
         What each agent posts, and how much of it is shared by score in each round, in the token's
         smallest unit.
@@ -159,14 +160,12 @@ class Round:
     ----------
     number : int
         r, from 0.
-    model : bytes or None
-        SHA-256 of the model that it began with, as the owner says.
     refunded : dict of int to int
-        Of the bonds, in the token's smallest unit; what the last round gives back is in it.
+        Of the bonds, in the token's smallest unit, with what the last round gives back: the pot
+        that the contract tells, shared as :func:`flower_chain.rules.blockflow.refunds` does.
     """
 
     number: int
-    model: bytes | None = None
     contributions: dict[int, TrainedModel] = field(default_factory=dict)
     retrievals: dict[int, Retrieval] = field(default_factory=dict)
     commitments: dict[int, Commitment] = field(default_factory=dict)
@@ -181,6 +180,22 @@ class Round:
         """Note how the contract shared `pot`, and that it gave back `rest` to each."""
         shares = refunds(pot, [self.overall.get(agent, 0) for agent in live])
         self.refunded = {agent: s + rest for agent, s in zip(live, shares, strict=True)}
+
+
+@dataclass
+class History:
+    """All that the ledger holds of an experiment.
+
+    Parameters
+    ----------
+    rounds : list of Round
+    announced : dict of int to list of bytes
+        SHA-256 of the model that the owner said a round begins with, by round; after the last round
+        the final one. More than one if it said different things.
+    """
+
+    rounds: list[Round] = field(default_factory=lambda: [Round(0)])
+    announced: dict[int, list[bytes]] = field(default_factory=dict)
 
 
 class Experiment:
@@ -219,7 +234,7 @@ class Experiment:
         Reverted
             If the terms can't be kept.
         """
-        ascending = sorted(set(agents), key=str.lower)
+        ascending = sorted({to_checksum_address(agent) for agent in agents}, key=str.lower)
         if len(ascending) != len(agents) or not 0 < len(agents) <= MAX_AGENTS:
             raise FormatError(
                 f"{len(agents)} agents, {len(ascending)} of them different: there must be from 1 "
@@ -230,9 +245,10 @@ class Experiment:
 
     def number_of(self, account: str) -> int:
         """The number of an agent, or FormatError."""
-        if account not in self.agents:
+        checksummed = to_checksum_address(account)
+        if checksummed not in self.agents:
             raise FormatError(f"{account} is none of the {len(self.agents)} agents")
-        return self.agents.index(account)
+        return self.agents.index(checksummed)
 
     @property
     def progress(self) -> Progress:
@@ -242,10 +258,18 @@ class Experiment:
         return Progress(number, Stage(stage), deadline, from_bits(live), from_bits(acted))
 
     def permit(self, token: Contract, account: LocalAccount, deadline: int) -> Permit:
-        """What an agent signs to post its bond without gas; `deadline` in seconds since 1970."""
+        """What an agent signs to post its bond without gas; `deadline` in seconds since 1970.
+
+        Raises
+        ------
+        Reverted
+            If the token does not tell what its permits are bound to (EIP-5267): then the agent
+            must approve the contract itself.
+        """
+        _, name, version, *_ = token.call("eip712Domain")
         domain = {
-            "name": token.call("name"),
-            "version": "1",
+            "name": name,
+            "version": version,
             "chainId": self.domain.chain_id,
             "verifyingContract": token.address,
         }
@@ -316,17 +340,18 @@ class Experiment:
         """Credit agents what was refunded to them, from where anyone may withdraw it for them."""
         self._transact("claim", list(agents))
 
-    def history(self) -> list[Round]:
-        """All that the ledger holds of the experiment, by round."""
-        rounds = [Round(0)]
+    def history(self) -> History:
+        """All that the ledger holds of the experiment."""
+        history = History()
         for event in self.contract.events(self.contract.block):
-            self._remember(rounds, event)
-        return rounds
+            self._remember(history, event)
+        return history
 
-    def _remember(self, rounds: list[Round], event: Event) -> None:
-        args = event.args
+    def _remember(self, history: History, event: Event) -> None:
+        args, rounds = event.args, history.rounds
         if event.name == "StageOpened" and args["round"] == len(rounds):
             rounds.append(Round(args["round"]))
+            return  # the transaction is that of the round which it ended
         current = rounds[-1]
         current.receipts[event.receipt.transaction] = event.receipt
         match event.name:
@@ -338,8 +363,8 @@ class Experiment:
                 current.overall = dict(zip(live, args["overall"], strict=True))
             case "Refunded":
                 current.refund(from_bits(args["live"]), args["pot"], args["rest"])
-            case "ModelPublished" if args["round"] < len(rounds):
-                rounds[args["round"]].model = bytes(args["digest"])
+            case "ModelPublished":
+                history.announced.setdefault(args["round"], []).append(bytes(args["digest"]))
             case "Rejected":
                 current.rejections.append(_rejection(event))
             case _:
@@ -367,8 +392,16 @@ class Experiment:
                     current.openings[one] = Scores.unpack(one, number, row, salt)
 
     def _act(self, function: str, items: Sequence[tuple[Any, ...]]) -> list[Rejection]:
-        """Call a function with as many items at a time as fit; tell what was passed over."""
-        receipts = [self._transact(function, some) for some in _batches(items)]
+        """Call a function with as many items at a time as fit; tell what was passed over.
+
+        When everybody has acted, what is left over is too late, and not sent.
+        """
+        stage = self.progress.stage
+        receipts: list[Receipt] = []
+        for some in batches(items, BATCH):
+            if receipts and self.progress.stage is not stage:
+                break
+            receipts.append(self._transact(function, some))
         events = [event for receipt in receipts for event in self.contract.events_in(receipt)]
         return [_rejection(event) for event in events if event.name == "Rejected"]
 
@@ -379,8 +412,3 @@ class Experiment:
 
 def _rejection(event: Event) -> Rejection:
     return Rejection(event.args["agent"], Fault(event.args["fault"]))
-
-
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
-    for begin in range(0, len(items), BATCH):
-        yield list(items[begin : begin + BATCH])

@@ -1,6 +1,5 @@
 """BlockFLow's contract through the package's words, on both ledgers."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,10 +7,13 @@ import numpy as np
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from web3 import HTTPProvider
+from web3.types import RPCEndpoint
 
 from flower_chain.errors import FormatError, Reverted
-from flower_chain.ledger import Contract, Ledger
-from flower_chain.ledger.experiment import Experiment, Fault, Permit, Rejection, Stage, Terms
+from flower_chain.ledger import Contract, JsonRpcLedger, Ledger
+from flower_chain.ledger import blockflow as module
+from flower_chain.ledger.blockflow import Experiment, Fault, Permit, Rejection, Stage, Terms
 from flower_chain.records import (
     Commitment,
     Retrieval,
@@ -109,7 +111,7 @@ def until_reveal(experiment: Experiment, agents: list[LocalAccount]) -> None:
 
 def test_agents_are_numbered_by_account_whatever_order_they_are_told_in(experiment, agents):
     assert experiment.agents == [agent.address for agent in agents]
-    assert [experiment.number_of(agent.address) for agent in agents] == list(EVERYBODY)
+    assert [experiment.number_of(agent.address.lower()) for agent in agents] == list(EVERYBODY)
 
 
 def test_every_stage_ends_when_everybody_has_acted(experiment, agents):
@@ -133,7 +135,7 @@ def test_a_round_is_scored_and_paid_as_the_rule_says(experiment, agents, token):
         until_reveal(experiment, agents)
         experiment.score(openings(number))
     overall = score(MATRIX).overall
-    first, last = experiment.history()
+    first, last = experiment.history().rounds
     assert [*first.overall.values()] == [*last.overall.values()] == list(overall)
     assert [*first.refunded.values()] == refunds(4 * STAKE, overall)
     rest = BOND - 2 * STAKE
@@ -152,14 +154,39 @@ def test_the_ledger_holds_what_was_said(experiment, agents):
     until_reveal(experiment, agents)
     experiment.reveal(openings()[:1])
     experiment.score(openings())
-    (first, second) = experiment.history()
-    assert first.model == b"\3" * 32
+    history = experiment.history()
+    first, second = history.rounds
+    assert history.announced == {0: [b"\3" * 32]}
     assert first.contributions[1] == TrainedModel(1, 0, bytes([1]) * 32, CID)
     assert first.retrievals[2] == Retrieval(2, 0, EVERYBODY)
     assert first.commitments[1].digest == openings()[1].commitment(experiment.domain)
     assert [*first.openings.values()] == openings()
     assert first.eliminated == {}
     assert second.contributions == {}
+
+
+def test_what_the_owner_announces_is_kept_also_if_it_contradicts_itself(experiment):
+    for number, digest in ((0, b"\1"), (0, b"\2"), (2, b"\3")):
+        experiment.publish(number, digest * 32, CID)
+    assert experiment.history().announced == {0: [b"\1" * 32, b"\2" * 32], 2: [b"\3" * 32]}
+
+
+def test_the_gas_of_a_transaction_is_that_of_one_round(experiment, agents, ledger):
+    for number in range(2):
+        until_reveal(experiment, agents)
+        experiment.score(openings(number))
+    one, other = (set(found.receipts) for found in experiment.history().rounds)
+    assert not one & other
+    logs = ledger.logs(experiment.contract.address)
+    assert one | other == {log["transactionHash"].to_0x_hex() for log in logs}
+
+
+def test_what_is_left_over_when_everybody_has_acted_is_not_sent(experiment, agents, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 5)
+    batch = models(experiment, agents)
+    copies = [batch[0], *batch, *batch]
+    assert experiment.submit(copies) == [Rejection(0, Fault.SECOND_TIME)]
+    assert experiment.progress.stage is Stage.RETRIEVE
 
 
 def test_scores_may_be_revealed_one_by_one(experiment, agents):
@@ -199,7 +226,7 @@ def test_a_bad_signature_costs_that_item(experiment, agents):
         Rejection(0, Fault.SECOND_TIME),
     ]
     assert experiment.progress.awaited == (1,)
-    (current,) = experiment.history()
+    (current,) = experiment.history().rounds
     assert current.rejections[0] == Rejection(1, Fault.BAD_SIGNATURE)
 
 
@@ -209,16 +236,18 @@ def test_signatures_are_those_that_recover_finds(experiment, agents):
 
 
 def test_who_is_late_loses_its_bond_to_the_others(start, agents, ledger, owner, token):
-    experiment = start(replace(TERMS, rounds=1, seconds=(3600, 5, 3600, 3600, 3600, 3600)))
+    experiment = start(replace(TERMS, rounds=1, seconds=(3600, 60, 3600, 3600, 3600, 3600)))
     too_late = experiment.progress.deadline
     experiment.submit(models(experiment, agents)[:3])
     with pytest.raises(Reverted, match="TooEarly"):
         experiment.advance()
+    if isinstance(ledger, JsonRpcLedger):
+        HTTPProvider(str(ledger)).make_request(RPCEndpoint("evm_increaseTime"), [60])
     while ledger.time_of(token.transact(owner, "transfer", owner.address, 0).block) < too_late:
-        time.sleep(0.5)
+        pass  # on the embedded ledger every block is a second later at least
     experiment.advance()
     assert experiment.progress.live == (0, 1, 2)
-    (current,) = experiment.history()
+    (current,) = experiment.history().rounds
     assert current.eliminated == {3: Stage.TRAIN}
 
 
@@ -228,8 +257,9 @@ def test_a_bond_that_was_not_approved_is_not_posted(ledger, owner, agents, token
     assert experiment.join([Permit(0)]) == [Rejection(0, Fault.BOND_NOT_POSTED)]
 
 
-def test_an_agent_comes_once(ledger, owner, token):
-    twice = [Account.create().address] * 2
+def test_an_agent_comes_once_however_it_is_written(ledger, owner, token):
+    account = Account.create().address
+    twice = [account, account.lower()]
     with pytest.raises(FormatError, match="2 agents, 1 of them different"):
         Experiment.deploy(ledger, owner, token.address, TERMS, twice)
 
