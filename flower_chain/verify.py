@@ -134,6 +134,7 @@ class _Verifier:
     def _check_code(self) -> None:
         try:
             self._contract.check_code()
+            self._contract.check_creation()
         except WrongChain as fault:
             raise Unverified(f"code: {fault}") from None
         self._report.count("contracts")
@@ -425,8 +426,8 @@ class _Verifier:
         if self._run.federation.history() != history:
             self._report.unchecked.append("balances: the run went on while it was checked")
             return
-        for account, credited in history.credited.items():
-            left = credited - history.withdrawn.get(account, 0)
+        for account in history.credited.keys() | history.withdrawn.keys():
+            left = history.credited.get(account, 0) - history.withdrawn.get(account, 0)
             if (held := contract.call("credits", account)) != left:
                 raise Unverified(f"credits of {account}: {held}, but its payments leave {left}")
         if (credited := sum(history.credited.values())) != self._paid:

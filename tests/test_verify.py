@@ -30,7 +30,8 @@ from web3.types import RPCEndpoint
 
 from flower_chain import Examiner
 from flower_chain import run as run_module
-from flower_chain.errors import ConfigError, JournalError, Unverified
+from flower_chain.errors import ConfigError, JournalError, Unverified, WrongChain
+from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation as Ledger
 from flower_chain.ledger.federation import Finding, History
 from flower_chain.records import Refusal, Signed, sign
@@ -277,7 +278,7 @@ def test_a_withdrawal_of_what_was_never_credited_is_found(run, monkeypatch):
         history.withdrawn[OWNER.address] = TOKEN
 
     with_history(monkeypatch, change)
-    with pytest.raises(Unverified, match=r"the contract says \d+ in all, its events -\d+"):
+    with pytest.raises(Unverified, match=r"credits of 0x\w+: 0, but its payments leave -\d+"):
         check(run)
 
 
@@ -294,6 +295,37 @@ def test_a_contract_of_other_code_is_found(tmp_path, anvil):
     contract = Run.open(run).pointers.contract
     change_code(anvil, contract)
     with pytest.raises(Unverified, match=f"code: the contract at {contract} is not this package's"):
+        check(run)
+
+
+def test_a_contract_that_other_code_created_is_found(tmp_path, anvil):
+    """With credits in its storage, say, of somebody who never contributed."""
+    give(anvil, OWNER.address)
+    run = Federation(tmp_path, devices=2).run(ledger=anvil).path
+    pointers = json.loads((run / "run.json").read_text())
+    with JsonRpcLedger(anvil) as ledger:
+        code = ledger.code(pointers["contract"])
+        returned = b"\x61" + len(code).to_bytes(2, "big") + bytes.fromhex("80600a3d393df3") + code
+        twin = ledger.send(OWNER, None, returned)
+        assert ledger.code(twin.created) == code
+        contract = Contract(ledger, twin.created, "RecordAndReward", twin.block)
+        contract.check_code()
+        with pytest.raises(WrongChain, match=f"{twin.created} was not created by this package's"):
+            contract.check_creation()
+
+
+def test_a_withdrawal_by_who_was_never_credited_is_found(tmp_path, anvil):
+    give(anvil, OWNER.address)
+    run = Federation(tmp_path, devices=2).run(ledger=anvil).path
+    crony = "0x" + 40 * "1"
+    with closing(Run.open(run, OWNER)) as opened:
+        contract = opened.federation.contract
+        slot = keccak(bytes.fromhex(crony[2:]).rjust(32, b"\0") + bytes(32))
+        some = [contract.address, "0x" + slot.hex(), "0x" + (1000).to_bytes(32, "big").hex()]
+        HTTPProvider(anvil).make_request(RPCEndpoint("anvil_setStorageAt"), some)
+        assert contract.call("credits", crony) == 1000
+        contract.transact(OWNER, "withdraw", crony)
+    with pytest.raises(Unverified, match=f"credits of {crony}: 0, but its payments leave -1000"):
         check(run)
 
 

@@ -186,6 +186,10 @@ class Ledger(ABC):
         """What came of the transaction with this hash."""
 
     @abstractmethod
+    def data_of(self, transaction: str) -> bytes:
+        """What was sent in the transaction with this hash."""
+
+    @abstractmethod
     def time_of(self, block: int) -> int:
         """Time of the block with this number, in seconds since 1970."""
 
@@ -237,9 +241,10 @@ class Contract:
         return Web3().eth.contract(Web3.to_checksum_address(self.address), abi=self._abi)
 
     def check_code(self) -> None:
-        """Refuse another contract than the one with this name in this version of the package.
+        """Refuse another code than that of the contract with this name in this package.
 
-        Its immutables, which are what it was created with, may be any.
+        Its immutables, which are what it was created with, may be any; so may what its creator put
+        into its storage: see :meth:`check_creation`.
 
         Raises
         ------
@@ -249,6 +254,25 @@ class Contract:
             raise WrongChain(
                 f"the contract at {self.address} is not this package's {self.name}: it may do "
                 "anything, or be of another version"
+            )
+
+    def check_creation(self) -> None:
+        """Refuse a contract that something else than this package's code created.
+
+        Then all that is in its storage came there by its own rules. It must have said something
+        when it was created.
+
+        Raises
+        ------
+        WrongChain
+        """
+        receipts = [event.receipt for event in self.events(self.block)[:1]]
+        created = [receipt for receipt in receipts if receipt.created == self.address]
+        code = bytes.fromhex(artifact(self.name).bytecode.removeprefix("0x"))
+        if not any(self.ledger.data_of(r.transaction).startswith(code) for r in created):
+            raise WrongChain(
+                f"the contract at {self.address} was not created by this package's {self.name}: "
+                "anything may be in its storage"
             )
 
     def encode(self, function: str, *args: Any) -> bytes:

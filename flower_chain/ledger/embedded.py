@@ -152,6 +152,12 @@ class EmbeddedLedger(Ledger):
         """What came of the transaction with this hash."""
         return self._receipts[transaction]
 
+    def data_of(self, transaction: str) -> bytes:
+        """What was sent in the transaction with this hash."""
+        number = BlockNumber(self._receipts[transaction].block)
+        (sent,) = self._chain.get_canonical_block_by_number(number).transactions
+        return bytes(sent.data)
+
     def time_of(self, block: int) -> int:
         """Time of the block with this number, in seconds since 1970."""
         return self._times[block]

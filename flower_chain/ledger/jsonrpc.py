@@ -116,6 +116,11 @@ class JsonRpcLedger(Ledger):
         known = self._receipts.get(transaction)
         return _receipt(known or self._ask(lambda: self._find_receipt(transaction)))
 
+    def data_of(self, transaction: str) -> bytes:
+        """What was sent in the transaction with this hash."""
+        name = HexBytes(transaction)
+        return bytes(self._ask(lambda: self._eth.get_transaction(name))["input"])
+
     def time_of(self, block: int) -> int:
         """Time of the block with this number, in seconds since 1970."""
         known = self._blocks.get(block)
