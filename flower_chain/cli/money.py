@@ -16,7 +16,7 @@ from flower_chain.cli.arguments import DryRun, LedgerUrl, RunFolder, account_of
 from flower_chain.cli.reporting import console, reporting
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract
-from flower_chain.ledger.federation import batches
+from flower_chain.ledger.federation import BATCH, batches
 from flower_chain.records import TOKEN_UNITS
 from flower_chain.run import Run
 from flower_chain.strategy.settings import read_accounts
@@ -85,7 +85,7 @@ def enrol(
         for account in accounts:
             console.print(account, "is enrolled already" if account in known else "")
         new = [account for account in accounts if account not in known]
-        calls = [("enrol", some) for some in batches(new)]
+        calls = [("enrol", some) for some in batches(new, BATCH)]
         what = f"Enrol {len(new)} of {len(accounts)} devices"
         _carry_out(Order(what, opened.federation.contract, calls, []), opened, signer, dry_run)
 

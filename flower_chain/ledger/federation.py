@@ -204,7 +204,7 @@ class Federation:
 
     def enrol(self, devices: Sequence[str]) -> None:
         """Put `devices` on the allowlist."""
-        for some in batches(devices):
+        for some in batches(devices, BATCH):
             self._transact("enrol", some)
 
     def submit(self, batch: Sequence[Signed]) -> list[Verdict]:
@@ -325,9 +325,9 @@ class Federation:
         dues = {verdict.device: verdict.due for verdict in version.payable}
         refuse: list[list[Call]] = [
             [("leaveOut" if begun and f.device in dues else "refuse", _finding(f)) for f in some]
-            for some in batches(findings)
+            for some in batches(findings, BATCH)
         ]
-        pay: list[list[Call]] = [[("pay", (some,))] for some in batches(list(dues))]
+        pay: list[list[Call]] = [[("pay", (some,))] for some in batches(list(dues), BATCH)]
         refused = set() if begun else {finding.device for finding in findings}
         judged = sum(due for device, due in dues.items() if device not in refused)
         end: list[Call] = [("advance", (seed, following.as_tuple(), judged))]
@@ -361,8 +361,8 @@ class Federation:
         return self._transact("multicall", encoded)
 
 
-def batches(items: Sequence[Item], size: int = BATCH) -> Iterator[list[Item]]:
-    """As many at a time as a transaction should have."""
+def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """So many at a time, the last ones fewer."""
     for begin in range(0, len(items), size):
         yield list(items[begin : begin + size])
 
