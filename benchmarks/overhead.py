@@ -116,7 +116,7 @@ PLACES: Sequence[tuple[Any, str, str]] = (
     (admission, "keep", "store"),
     (LedgerStrategy, "_check_evidence", "judge"),
     (Federation, "collect", "record"),
-    (EmbeddedLedger, "send", "evm"),
+    (EmbeddedLedger, "_execute", "evm"),
     (LedgerStrategy, "_aggregate", "aggregate"),
     (Run, "model", "settle"),
     (Examiner, "error", "settle"),

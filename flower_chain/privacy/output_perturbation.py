@@ -123,8 +123,9 @@ def published_epsilon(
     """The loss of privacy that holds where :attr:`Mechanism.AS_PUBLISHED` was given `epsilon`.
 
     The summed loss is d times the mean loss with the penalty alpha / d, so that a row of norm at
-    most R moves its minimum by at most 2 R / alpha in the L2 norm, and by sqrt(n_weights) times as
-    much in the L1 norm, which is what Laplace noise hides. It was drawn for 2 / (d alpha).
+    most R moves its minimum, if all weights are penalised, by at most 2 R / alpha in the L2 norm,
+    and by sqrt(n_weights) times as much in the L1 norm, which is what Laplace noise hides. It was
+    drawn for 2 / (d alpha).
 
     Parameters
     ----------
