@@ -455,7 +455,7 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         return Fault.None;
     }
 
-    /// @dev Whether `agent` signed `structHash`. Of no account if the agent itself sends the transaction.
+    /// @dev Whether `agent` signed `structHash`.
     function _checkSignature(uint8 agent, bytes32 structHash, bytes32 r, bytes32 vs) private view returns (Fault) {
         // What is left out is the fault's detail.
         // slither-disable-next-line unused-return

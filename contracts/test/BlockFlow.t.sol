@@ -679,37 +679,75 @@ contract BlockFlowTest is Experiment {
 
     // --- collusion ---
 
-    /// @dev Every minority of 3 to 11 agents: perfect scores to friends, zero to others, honest models not retrieved, own
-    ///      models withheld.
-    function test_NoMinorityMovesTheHonest() public {
+    /// @dev Every minority of 3 to 11 agents gives perfect scores to friends and zero to others. Its models are as good as
+    ///      any, and all retrieve all: it is in the run and scored, and gets nothing, as its audits are worthless.
+    function test_NoMinorityMovesTheMediansOfTheHonest() public {
         for (uint256 n = 3; n <= 11; ++n) {
-            for (uint256 m; 2 * m < n; ++m) {
-                _collude(n, m);
+            for (uint256 m = 1; 2 * m < n; ++m) {
+                this.collude(n, m);
             }
         }
     }
 
-    function _collude(uint256 n, uint256 m) internal {
+    /// @dev Every minority of 3 to 11 agents retrieves its own models only, and withholds them from the honest: it is out,
+    ///      and loses its bonds to them.
+    function test_NoMinorityThatWithholdsEliminatesTheHonest() public {
+        for (uint256 n = 3; n <= 11; ++n) {
+            for (uint256 m = 1; 2 * m < n; ++m) {
+                this.withhold(n, m);
+            }
+        }
+    }
+
+    /// @notice The agents below `m` score each other up and all others down.
+    /// @dev A call of its own, so that its memory is free afterwards.
+    function collude(uint256 n, uint256 m) external {
+        uint256[][] memory scores = _colludersScores(n, m);
+        _begin(n);
+        _submitAll();
+        _retrieveAll();
+        VM.assertEq(_live(), _all(n), "in the run");
+        _commitAll(scores);
+        _assertMediansHonest(scores, m);
+        _scoreAll(scores);
+        _assertRefunds(scores, _all(n), 0);
+        for (uint256 i; i < n; ++i) {
+            if (i < m) VM.assertEq(_refund(i), 0);
+            else VM.assertTrue(_refund(i) > 0);
+        }
+        VM.assertEq(_live(), _all(n), "bonds kept");
+    }
+
+    /// @notice The agents below `m` and the others retrieve only what is their own.
+    /// @dev A call of its own, so that its memory is free afterwards.
+    function withhold(uint256 n, uint256 m) external {
         uint256 honest = _all(n) ^ _all(m);
-        uint256[][] memory scores = _honestScores(n);
+        uint256[][] memory scores = _colludersScores(n, m);
+        _begin(n);
+        _submitAll();
+        flow.retrieve(_retrievals(_all(m), _all(m)));
+        VM.expectEmit(address(flow));
+        emit BlockFlow.Eliminated(0, BlockFlow.Stage.Retrieve, _all(m));
+        flow.retrieve(_retrievals(honest, honest));
+        VM.assertEq(_live(), honest, "in the run");
+        _commitAll(scores);
+        _scoreAll(scores);
+        _assertRefunds(scores, honest, m * BOND);
+        for (uint256 i; i < n; ++i) {
+            if (i < m) VM.assertEq(_refund(i), 0);
+            else VM.assertTrue(_refund(i) > 0);
+        }
+        VM.assertEq(_live(), honest, "bonds kept");
+    }
+
+    /// @dev Those of the agents below `m` are perfect for each other and zero for all others.
+    function _colludersScores(uint256 n, uint256 m) internal pure returns (uint256[][] memory scores) {
+        scores = _honestScores(n);
         for (uint256 a; a < m; ++a) {
             for (uint256 k; k < n; ++k) {
                 scores[a][k] = k < m ? ONE : 0;
             }
         }
-        _begin(n);
-        _submitAll();
-        flow.retrieve(_retrievals(_all(m), m % 2 == 0 ? _all(n) : _all(m)));
-        flow.retrieve(_retrievals(honest, n % 2 == 0 ? _all(n) : honest));
-        VM.assertEq(_live() & honest, honest);
-        _commitAll(scores);
-        _assertMediansHonest(scores, m);
-        _scoreAll(scores);
-        for (uint256 i; i < n; ++i) {
-            if (i < m) VM.assertEq(_refund(i), 0);
-            else VM.assertTrue(_refund(i) > 0);
-        }
-        VM.assertEq(_live() & honest, honest);
     }
 
     /// @dev Several tests for 3 to 11 agents: one would not have gas enough.
