@@ -17,7 +17,6 @@ from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified
 from flower_chain.examiner import Examiner
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract
-from flower_chain.ledger.base import artifact
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
 from flower_chain.rules.record_and_reward import judge
@@ -138,9 +137,11 @@ class _Verifier:
         except WrongChain as fault:
             raise Unverified(f"code: {fault}") from None
         self._report.count("contracts")
-        token = self._run.token
-        if not artifact(token.name).has(token.ledger.code(token.address)):
-            word = f"the token at {token.address}: not this package's, what it says is believed"
+        try:
+            self._run.token.check_code()
+        except WrongChain:
+            token = self._run.token.address
+            word = f"the token at {token}: not this package's, what it says is believed"
             self._report.unchecked.append(word)
 
     def _check_plan(self) -> None:
