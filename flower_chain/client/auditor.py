@@ -150,7 +150,7 @@ class Auditor:
             # Its name is left open: the binding holds only what it is bound to.
             draft = TrainedModel(self.number, number, digest(packed), b"")
             durable.replace(path, seal(packed, self._peers.keys, self._peers.binding(draft)))
-        sealed, packed = path.read_bytes(), self._path(number, f"model-{self.number}").read_bytes()
+        sealed, packed = path.read_bytes(), self._packed(number, self.number)
         cid = cid_to_bytes(cid_of(sealed))
         return self._signed(TrainedModel(self.number, number, digest(packed), cid)), sealed
 
@@ -161,7 +161,8 @@ class Auditor:
     ) -> dict[int, str]:
         """Open models of a round, from whomever they come; tell what is wrong with which.
 
-        What is missing may come later: every agent holds what every other can open.
+        What is missing may come later: every agent holds what every other can open. What is there
+        stays: an agent that signs two models in a round does not have the other one audited.
         """
         faults: dict[int, str] = {}
         for (model, signature), sealed in models:
@@ -195,6 +196,8 @@ class Auditor:
         arrays = unpack(packed)
         peers.model.check(arrays)
         check_finite(arrays)
+        if model.agent in self._held(number) and packed != self._packed(number, model.agent):
+            raise FormatError(f"agent {model.agent} has signed another model before")
         return packed
 
     # -- commit -------------------------------------------------------------------------------
@@ -358,7 +361,10 @@ class Auditor:
         return Scores(self.number, number, tuple(kept["row"]), bytes.fromhex(kept["salt"]))
 
     def _model(self, number: int, agent: int) -> Arrays:
-        return unpack(self._path(number, f"model-{agent}").read_bytes())
+        return unpack(self._packed(number, agent))
+
+    def _packed(self, number: int, agent: int) -> bytes:
+        return self._path(number, f"model-{agent}").read_bytes()
 
     def _held(self, number: int) -> list[int]:
         agents = range(len(self._peers.keys))

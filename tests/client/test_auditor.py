@@ -214,6 +214,15 @@ def test_bytes_that_were_changed_on_the_way_are_not_opened(tmp_path):
     assert "was signed" in played.agents[0].retrieve(0, [(said, changed)])[1]
 
 
+def test_a_second_model_of_an_agent_does_not_take_the_place_of_the_first(tmp_path):
+    """Or it would be aggregated with the scores of the first."""
+    played = Round(tmp_path).play()
+    before = played.aggregate()
+    assert "has signed another model" in played.agents[0].retrieve(0, [sealed_as(trained(4))])[1]
+    assert played.agents[0].retrieve(0, played.models) == {}
+    assert np.array_equal(played.aggregate()["w"], before["w"])
+
+
 def test_a_model_must_be_in_order_before_an_agent_signs_for_it(tmp_path):
     agent = Auditor(tmp_path, ACCOUNTS[0], PEERS)
     for wrong in (SAME_SIZE, {"w": TRUTH * np.inf}):
