@@ -15,7 +15,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +96,27 @@ class Peers:
         """What a sealed model is bound to."""
         place = f"{self.domain.chain_id} {self.domain.contract} {model.round} {model.agent}"
         return f"flower-chain model {place} ".encode() + model.digest
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What an agent committed to.
+
+    Parameters
+    ----------
+    row : list of int
+    salt : str
+        In hex.
+    live : list of int
+        The agents that passed the retrieval rule.
+    time : float
+        When, in seconds since 1970.
+    """
+
+    row: list[int]
+    salt: str
+    live: list[int]
+    time: float
 
 
 class Auditor:
@@ -230,13 +251,8 @@ class Auditor:
             row = [0] * len(self._peers.keys)
             for agent in self._held(number):
                 row[agent] = to_score(evaluate(self._model(number, agent)))
-            kept = {
-                "row": row,
-                "salt": secrets.token_hex(32),
-                "live": live,
-                "time": self._clock(),
-            }
-            self._write(number, "scores", json.dumps(kept).encode())
+            kept = _Audit(row, secrets.token_hex(32), live, self._clock())
+            self._write(number, "scores", json.dumps(asdict(kept)).encode())
         own = self._scores(number, kept)
         return self._signed(Commitment(self.number, number, own.commitment(self._peers.domain)))
 
@@ -277,8 +293,8 @@ class Auditor:
         """
         kept = self._committed(number)
         said = self._said(number, commitments)
-        waiting = [agent for agent in kept["live"] if agent not in said]
-        if waiting and self._clock() < kept["time"] + self._peers.commit_seconds:
+        waiting = [agent for agent in kept.live if agent not in said]
+        if waiting and self._clock() < kept.time + self._peers.commit_seconds:
             raise TaskRefused(f"round {number}: agents {waiting} have not committed yet")
         return self._scores(number, kept)
 
@@ -308,7 +324,7 @@ class Auditor:
         TaskRefused
             If scores are not what an agent that passed committed to, or its own are missing.
         """
-        passed, said = self._committed(number)["live"], self._said(number, commitments)
+        passed, said = self._committed(number).live, self._said(number, commitments)
         rows = {opening.agent: opening.row for opening in openings}
         for opening in openings:
             if opening.agent not in passed or not self._opens(opening, said):
@@ -351,14 +367,14 @@ class Auditor:
             return False
         return opening.commitment(self._peers.domain) == said.get(opening.agent)
 
-    def _committed(self, number: int) -> Mapping[str, Any]:
+    def _committed(self, number: int) -> _Audit:
         kept = self._read(number)
         if kept is None:
             raise TaskRefused(f"round {number}: agent {self.number} has not committed")
         return kept
 
-    def _scores(self, number: int, kept: Mapping[str, Any]) -> Scores:
-        return Scores(self.number, number, tuple(kept["row"]), bytes.fromhex(kept["salt"]))
+    def _scores(self, number: int, kept: _Audit) -> Scores:
+        return Scores(self.number, number, tuple(kept.row), bytes.fromhex(kept.salt))
 
     def _model(self, number: int, agent: int) -> Arrays:
         return unpack(self._packed(number, agent))
@@ -370,9 +386,9 @@ class Auditor:
         agents = range(len(self._peers.keys))
         return [agent for agent in agents if self._path(number, f"model-{agent}").exists()]
 
-    def _read(self, number: int) -> dict[str, Any] | None:
+    def _read(self, number: int) -> _Audit | None:
         path = self._path(number, "scores")
-        return json.loads(path.read_bytes()) if path.exists() else None
+        return _Audit(**json.loads(path.read_bytes())) if path.exists() else None
 
     def _write(self, number: int, name: str, data: bytes) -> None:
         path = self._path(number, name)
