@@ -461,6 +461,17 @@ def make_claims(
     return claims
 
 
+def make_rows(
+    quality: Sequence[Quality],
+    sizes: Sequence[Sizes],
+    attacks: Sequence[Attack],
+    frontiers: Sequence[Frontier],
+) -> list[dict[str, Any]]:
+    """For programs."""
+    rows = [asdict(each) for each in (*quality, *sizes, *attacks, *frontiers)]
+    return [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in r.items()} for r in rows]
+
+
 def draw_quality(found: Sequence[Quality], path: Path) -> None:
     """Figure 1 of the paper."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
@@ -583,12 +594,7 @@ def main(
         "\n".join([heading, *pictures, *(table.markdown() for table in tables)])
     )
     if json is not None:
-        scores = [asdict(s) | {"percentiles": s.percentiles.tolist()} for s in sizes]
-        scores += [
-            asdict(a) | {"malicious": a.malicious.tolist(), "honest": a.honest.tolist()}
-            for a in attacks
-        ]
-        write_json(json, [*map(asdict, [*quality, *frontiers]), *scores], claims)
+        write_json(json, make_rows(quality, sizes, attacks, frontiers), claims)
 
 
 if __name__ == "__main__":
