@@ -45,7 +45,7 @@ from flower_chain.examiner import Examiner
 from flower_chain.ledger.embedded import EmbeddedLedger
 from flower_chain.ledger.federation import Federation
 from flower_chain.records import Contribution
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy import LedgerStrategy, admission
 
 mpl.use("Agg")
@@ -118,7 +118,7 @@ PLACES: Sequence[tuple[Any, str, str]] = (
     (Federation, "collect", "record"),
     (EmbeddedLedger, "_execute", "evm"),
     (LedgerStrategy, "_aggregate", "aggregate"),
-    (Run, "model", "settle"),
+    (RecordAndRewardRun, "model", "settle"),
     (Examiner, "error", "settle"),
     (Federation, "settle", "settle"),
 )

@@ -52,7 +52,7 @@ from flower_chain.records import TOKEN_UNITS
 from flower_chain.report import Device as Earnings
 from flower_chain.report import summarise
 from flower_chain.rules.record_and_reward import Rule, error_rate
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.updates import Arrays
 
 mpl.use("Agg")
@@ -211,7 +211,9 @@ def learn_under(rule: Rule, shares: Shares) -> Curve:
     """The devices, under flower-chain with a rule."""
     with TemporaryDirectory() as folder:
         path, keys = Path(folder) / "run", Path(folder) / "keys"
-        settings = flower_chain.Settings(str(path), rule=str(rule), pool=POOL, rate=RATE)
+        settings = flower_chain.RecordAndRewardSettings(
+            str(path), rule=str(rule), pool=POOL, rate=RATE
+        )
         examiner = flower_chain.Examiner(*shares.owner, _predictor(shares))
         strategy = flower_chain.RecordAndReward(_fedavg(), examiner, settings)
         accuracies, seconds = learn_together(shares, strategy, keys)
@@ -240,7 +242,7 @@ def _predictor(shares: Shares) -> Callable[[Arrays, NDArray], NDArray]:
 
 def _read_ledger(path: Path, keys: Path) -> tuple[tuple[Earnings, ...], tuple[int, ...]]:
     """What the ledger says of each device, by its number, and of each round."""
-    run = Run.open(path)
+    run = RecordAndRewardRun.open(path)
     federation = run.federation
     summary = summarise(federation.history(), federation.contract.address, federation.pool)
     run.close()

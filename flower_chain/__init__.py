@@ -2,13 +2,21 @@
 
 from flower_chain.client import ClientApp, Validation, validation_samples
 from flower_chain.examiner import Examiner
-from flower_chain.strategy import RecordAndReward, Settings, wrap
+from flower_chain.strategy import (
+    BlockFlow,
+    BlockFlowSettings,
+    RecordAndReward,
+    RecordAndRewardSettings,
+    wrap,
+)
 
 __all__ = [
+    "BlockFlow",
+    "BlockFlowSettings",
     "ClientApp",
     "Examiner",
     "RecordAndReward",
-    "Settings",
+    "RecordAndRewardSettings",
     "Validation",
     "validation_samples",
     "wrap",

@@ -16,6 +16,7 @@
     │   ├── NodeError        the node can't be reached or gave no usable answer
     │   ├── WrongChain       the node is on another chain, or the contract is not there
     │   └── Reverted         the contract refused a transaction
+    ├── RunEnded             a run that can't go on, by its own rules
     ├── TaskRefused          the device won't train on what it was sent
     └── Unverified           a record of the run that does not fit
 """
@@ -75,6 +76,10 @@ class WrongChain(LedgerError):
 
 class Reverted(LedgerError):
     """The contract refused a transaction; the message names its custom error."""
+
+
+class RunEnded(FlowerChainError):
+    """A run that can't go on, by its own rules: too few take part, are left, or agree."""
 
 
 class TaskRefused(FlowerChainError):

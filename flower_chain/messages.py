@@ -8,7 +8,7 @@ leaves a device in the clear.
 import math
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from eth_utils.address import is_checksum_address
@@ -29,6 +29,7 @@ HELLO = "query.flower_chain_hello"
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 Value = TypeVar("Value", int, str, bytes, list[int])
+Terms = TypeVar("Terms", bound=Plan)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Generic[Terms]):
     """A task with what it needs to be checked and done.
 
     Parameters
@@ -62,7 +63,7 @@ class Request:
     task: Task
     signature: bytes
     domain: Domain
-    plan: Plan
+    plan: Terms
 
 
 def views(record: ArrayRecord) -> Arrays:
@@ -84,7 +85,9 @@ def read_domain(content: RecordDict) -> Domain:
     return Domain(_get(record, "chain-id", int), contract)
 
 
-def write_request(content: RecordDict, request: Request, samples: Samples | None) -> None:
+def write_request(
+    content: RecordDict, request: Request[Terms], samples: Samples | None = None
+) -> None:
     """Add a task to the `content` of a training message."""
     content[RECORD] = ConfigRecord(
         {
@@ -99,10 +102,10 @@ def write_request(content: RecordDict, request: Request, samples: Samples | None
         content[SAMPLES] = ArrayRecord({"x": Array(samples.x), "y": Array(samples.y)})
 
 
-def read_request(content: RecordDict) -> Request:
-    """The task in a training message, or FormatError."""
+def read_request(content: RecordDict, kind: type[Terms]) -> Request[Terms]:
+    """The task in a message, under a plan of this kind, or FormatError."""
     record = _record(content)
-    plan = Plan.from_json(_get(record, "plan", str))
+    plan = kind.from_json(_get(record, "plan", str))
     task = Task(_get(record, "version", int), _get(record, "model-digest", bytes), plan.digest)
     return Request(task, _get(record, "signature", bytes), read_domain(content), plan)
 
@@ -147,7 +150,7 @@ def write_contribution(content: RecordDict, signed: Signed, sealed: bytes | None
         }
     )
     if sealed is not None:
-        content[SEALED] = ArrayRecord({"bytes": Array("uint8", (len(sealed),), "bytes", sealed)})
+        content[SEALED] = write_sealed(sealed)
 
 
 def read_contribution(content: RecordDict) -> tuple[Signed, bytes | None]:
@@ -163,12 +166,22 @@ def read_contribution(content: RecordDict) -> tuple[Signed, bytes | None]:
         _errors(record),
     )
     signed = Signed(contribution, _sized(record, "signature", 64))
+    return signed, read_sealed(content)
+
+
+def write_sealed(sealed: bytes) -> ArrayRecord:
+    """What is sealed, to be put under :data:`SEALED`."""
+    return ArrayRecord({"bytes": Array("uint8", (len(sealed),), "bytes", sealed)})
+
+
+def read_sealed(content: RecordDict) -> bytes | None:
+    """What is sealed in a message, if something is; FormatError if there is something else."""
     if SEALED not in content.array_records:
-        return signed, None
+        return None
     arrays = content.array_records[SEALED]
     if list(arrays) != ["bytes"]:
         raise FormatError(f"the ArrayRecord {SEALED!r} holds {list(arrays)}: it must hold 'bytes'")
-    return signed, arrays["bytes"].data
+    return arrays["bytes"].data
 
 
 def _view(array: Array) -> NDArray:

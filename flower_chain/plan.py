@@ -3,24 +3,29 @@
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import address_of
 from flower_chain.records import PPM
+from flower_chain.rules.blockflow import MAX_AGENTS
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
 
 AGGREGATIONS = ("mean", "inner")
+MAX_SECONDS = 2**32 - 1
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 MAX_RATE = 2**64 - 1
 MAX_DATA_COST = 2**32 - 1
+MAX_BONDS = 2**96 - 1
+"""All of an experiment together, in the token's smallest unit."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The terms of a run.
+@dataclass(frozen=True, kw_only=True)
+class Plan(ABC):
+    """What the terms of all schemes have in common.
 
     Parameters
     ----------
@@ -28,6 +33,94 @@ class Plan:
         Drawn at random: tells this run from any other.
     model : Format
         Keys, shapes and dtypes of the model's arrays.
+    inner : str
+        Class of the wrapped strategy.
+    readers : str
+        Public keys, in hex, of accounts that may open what is sealed beside those who must.
+    scheme : str
+
+    Raises
+    ------
+    ConfigError
+        If a term is out of range.
+    """
+
+    run: str
+    model: Format
+    inner: str
+    readers: str
+    scheme: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _of_type(field.name, getattr(self, field.name), field.type)
+        _distinct("readers", self.reader_keys)
+        self._check()
+
+    @abstractmethod
+    def _check(self) -> None:
+        """ConfigError if a term of the scheme is out of range."""
+
+    @property
+    def reader_keys(self) -> list[bytes]:
+        """Public keys of the readers, each as it is given."""
+        return _keys("readers", self.readers)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the text, as the contract holds it."""
+        return hashlib.sha256(self.to_json().encode()).digest()
+
+    def to_json(self) -> str:
+        """The plan as text: sorted keys, no white space."""
+        values = asdict(self) | {"model": self.model.to_json()} | self._spelled()
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+    def _spelled(self) -> dict[str, str]:
+        """The terms whose text is not their value."""
+        return {}
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan that `text` describes.
+
+        Raises
+        ------
+        FormatError
+            If it is not a plan, or not one of this scheme.
+        """
+        structure = STRING.sub("", text)
+        if structure.count("{") > 1 or "[" in structure:
+            raise FormatError("not a plan: it must be flat")  # json.loads overflows on deep ones
+        try:
+            values: dict[str, Any] = json.loads(text)
+            kind = PLANS[values["scheme"]]
+            values["model"] = Format.from_json(values["model"])
+            plan = kind(**(values | kind._read(values)))
+        except (ValueError, TypeError, KeyError, AttributeError) as fault:
+            raise FormatError(f"not a plan: {fault}") from fault
+        if not isinstance(plan, cls):
+            raise FormatError(f"a plan of {plan.scheme}: not a {cls.__name__}")
+        return plan
+
+    @staticmethod
+    def _read(_values: dict[str, Any]) -> dict[str, object]:
+        """The inverse of :meth:`_spelled`."""
+        return {}
+
+    def differences(self, other: Self) -> list[tuple[str, object, object]]:
+        """The terms in which two plans differ, but for the name of the run: name, here, there."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        found = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in ("run", "model")]
+        return self.model.differences(other.model) + found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordAndRewardPlan(Plan):
+    """The terms of a run of record-and-reward.
+
+    Parameters
+    ----------
     rule : Rule
         How contributions are judged.
     threshold_ppm : int
@@ -43,27 +136,16 @@ class Plan:
     aggregation : str
         ``mean``: T + eta * mean of the accepted updates (papers/1 section II.B); ``inner``: what
         the wrapped strategy makes of them.
-    inner : str
-        Class of the wrapped strategy.
     learning_rate : float
         eta of the mean, in (0, 1].
     samples_per_class : int
         m: validation samples that a device gets for each of its classes (papers/1 algorithm 2).
     validation_digest : str
         SHA-256 of the owner's validation data, in hex.
-    readers : str
-        Public keys, in hex, of accounts that may open the updates beside the owner.
     tolerance_ppm : int
         How far a device's validation error may be from the one that the owner measures.
-
-    Raises
-    ------
-    ConfigError
-        If a term is out of range.
     """
 
-    run: str
-    model: Format
     rule: Rule
     threshold_ppm: int
     gain_ppm: int
@@ -74,20 +156,13 @@ class Plan:
     max_data_cost: int
     patience_s: int
     aggregation: str
-    inner: str
     learning_rate: float
     samples_per_class: int
     validation_digest: str
     tolerance_ppm: int
-    readers: str
     scheme: str = "record-and-reward"
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            _of_type(field.name, getattr(self, field.name), field.type)
-        accounts = [_account(key) for key in self.readers.split()]
-        if len(set(accounts)) < len(accounts):
-            raise ConfigError(f"readers: one of the {len(accounts)} accounts is listed twice")
+    def _check(self) -> None:
         _within("threshold", self.threshold_ppm, 0, PPM)
         _within("gain", self.gain_ppm, 0, PPM)
         _within("harm", self.harm_ppm, 0, PPM)
@@ -105,51 +180,79 @@ class Plan:
         if not 0 < self.learning_rate <= 1:
             raise ConfigError(f"learning-rate = {self.learning_rate!r}: it must be in (0, 1]")
 
-    def to_json(self) -> str:
-        """The plan as text: sorted keys, no white space."""
-        values = asdict(self) | {"model": self.model.to_json(), "rule": str(self.rule)}
-        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+    def _spelled(self) -> dict[str, str]:
+        return {"rule": str(self.rule)}
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The plan that `text` describes.
-
-        Raises
-        ------
-        FormatError
-            If it is not a plan.
-        """
-        structure = STRING.sub("", text)
-        if structure.count("{") > 1 or "[" in structure:
-            raise FormatError("not a plan: it must be flat")  # json.loads overflows on deep ones
-        try:
-            values: dict[str, Any] = json.loads(text)
-            model = Format.from_json(values.pop("model"))
-            rule = Rule.named(values.pop("rule"))
-            return cls(model=model, rule=rule, **values)
-        except (ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise FormatError(f"not a plan: {fault}") from fault
-
-    def differences(self, other: Self) -> list[tuple[str, object, object]]:
-        """The terms in which two plans differ, but for the name of the run: name, here, there."""
-        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        found = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in ("run", "model")]
-        return self.model.differences(other.model) + found
-
-    @property
-    def reader_keys(self) -> list[bytes]:
-        """Public keys of the readers, each as it is given."""
-        return [bytes.fromhex(key) for key in self.readers.split()]
+    @staticmethod
+    def _read(values: dict[str, Any]) -> dict[str, object]:
+        return {"rule": Rule.named(values["rule"])}
 
     @property
     def n_readers(self) -> int:
         """How many accounts may open an update, the owner among them."""
         return 1 + len(self.reader_keys)
 
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFlowPlan(Plan):
+    """The terms of a BlockFLow experiment.
+
+    Parameters
+    ----------
+    first : str
+        SHA-256 of the canonical bytes of the first model, in hex.
+    agents : str
+        Public keys of the agents, in hex, in the ascending order of their accounts.
+    rounds : int
+        R.
+    quorum : int
+        How many agents must post their bond at least.
+    bond, stake : int
+        What each agent posts, and how much of it is shared by score in each round, in the token's
+        smallest unit.
+    train_s, stage_s : int
+        Seconds that training, and each of the other stages, may take at most.
+    metric : str
+        What of ``evaluate()`` is the score of a model, in [0, 1].
+    """
+
+    first: str
+    agents: str
+    rounds: int
+    quorum: int
+    bond: int
+    stake: int
+    train_s: int
+    stage_s: int
+    metric: str
+    scheme: str = "blockflow"
+
+    def _check(self) -> None:
+        accounts = _distinct("agents", self.agent_keys)
+        if not 0 < len(accounts) <= MAX_AGENTS or accounts != sorted(accounts, key=str.lower):
+            raise ConfigError(f"agents: {len(accounts)} keys, not 1 to {MAX_AGENTS} in order")
+        _within("quorum", self.quorum, 1, len(accounts))
+        _within("rounds", self.rounds, 1, 2**32 - 1)
+        _within("bond", self.bond, self.stake * self.rounds, MAX_BONDS // len(accounts))
+        _within("stake", self.stake, 0, MAX_BONDS)
+        _within("train-seconds", self.train_s, 1, MAX_SECONDS)
+        _within("stage-seconds", self.stage_s, 1, MAX_SECONDS)
+
     @property
-    def digest(self) -> bytes:
-        """SHA-256 of the text, as the contract holds it."""
-        return hashlib.sha256(self.to_json().encode()).digest()
+    def agent_keys(self) -> list[bytes]:
+        """The agents' public keys, by number."""
+        return _keys("agents", self.agents)
+
+    @property
+    def accounts(self) -> list[str]:
+        """The agents' accounts, by number."""
+        return [address_of(key) for key in self.agent_keys]
+
+
+PLANS: dict[str, type[Plan]] = {
+    "record-and-reward": RecordAndRewardPlan,
+    "blockflow": BlockFlowPlan,
+}
 
 
 def _of_type(name: str, value: object, kind: Any) -> None:
@@ -158,11 +261,22 @@ def _of_type(name: str, value: object, kind: Any) -> None:
         raise ConfigError(f"{name} = {value!r}: it must be of type {kind.__name__}")
 
 
-def _account(key: str) -> str:
+def _keys(name: str, text: str) -> list[bytes]:
     try:
-        return address_of(bytes.fromhex(key))
+        return [bytes.fromhex(key) for key in text.split()]
+    except ValueError as fault:
+        raise ConfigError(f"{name}: {text!r} is no list of public keys: {fault}") from None
+
+
+def _distinct(name: str, keys: list[bytes]) -> list[str]:
+    """The accounts of these public keys, or ConfigError."""
+    try:
+        accounts = [address_of(key) for key in keys]
     except (ValueError, FormatError) as fault:
-        raise ConfigError(f"readers: {key} is not a public key: {fault}") from None
+        raise ConfigError(f"{name}: not a public key: {fault}") from None
+    if len(set(accounts)) < len(accounts):
+        raise ConfigError(f"{name}: one of the {len(accounts)} accounts is listed twice")
+    return accounts
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:

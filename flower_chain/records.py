@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from eth_account.messages import SignableMessage, encode_typed_data
 from eth_account.signers.local import LocalAccount
@@ -376,6 +376,11 @@ class Commitment:
         return domain.encode("Commitment", types, {"round": self.round, "commitment": self.digest})
 
 
+Said = TypeVar("Said", TrainedModel, Retrieval, Commitment)
+SignedBy = tuple[Said, bytes]
+"""What an agent said, and its signature."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a BlockFLow agent says of all models, and the salt that hid it.
@@ -415,6 +420,49 @@ class Scores:
         ]
         message = {"round": self.round, "agent": self.agent, "row": self.packed, "salt": self.salt}
         return _hash(domain.encode("Scores", types, message))
+
+
+@dataclass(frozen=True)
+class BondPermit:
+    """An agent's leave to take its bond, which costs it no gas (EIP-2612).
+
+    Parameters
+    ----------
+    chain_id : int
+    token, token_name, token_version : str
+        What the token's permits are bound to: its checksum address, and what it says of itself.
+    owner, spender : str
+        The agent's account and the experiment's contract, checksum addresses.
+    value : int
+        In the token's smallest unit.
+    nonce : int
+        How many permits the account has used.
+    deadline : int
+        In seconds since 1970.
+    """
+
+    chain_id: int
+    token: str
+    token_name: str
+    token_version: str
+    owner: str
+    spender: str
+    value: int
+    nonce: int
+    deadline: int
+
+    def encode(self) -> SignableMessage:
+        """The EIP-712 message that the agent signs."""
+        domain = {
+            "name": self.token_name,
+            "version": self.token_version,
+            "chainId": self.chain_id,
+            "verifyingContract": self.token,
+        }
+        types = [{"name": name, "type": "address"} for name in ("owner", "spender")]
+        types += [{"name": name, "type": "uint256"} for name in ("value", "nonce", "deadline")]
+        message = {each["name"]: getattr(self, each["name"]) for each in types}
+        return encode_typed_data(domain, {"Permit": types}, message)
 
 
 def sign(message: SignableMessage, account: LocalAccount) -> bytes:

@@ -20,7 +20,7 @@ from flower_chain.ledger import Contract
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
 from flower_chain.rules.record_and_reward import judge
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import Arrays, apply, check_finite, digest, mean, pack, unpack
 
@@ -54,12 +54,14 @@ class Report:
         self.checked[kind] = self.checked.get(kind, 0) + number
 
 
-def verify(run: Run, owner: LocalAccount | None, examiner: Examiner | None) -> Iterator[Report]:
+def verify(
+    run: RecordAndRewardRun, owner: LocalAccount | None, examiner: Examiner | None
+) -> Iterator[Report]:
     """Check a run version by version; the report grows with each.
 
     Parameters
     ----------
-    run : Run
+    run : RecordAndRewardRun
     owner : LocalAccount or None
         The owner's account, or that of a reader that the plan names: it opens the updates.
     examiner : Examiner or None
@@ -81,7 +83,9 @@ def verify(run: Run, owner: LocalAccount | None, examiner: Examiner | None) -> I
 
 
 class _Verifier:
-    def __init__(self, run: Run, owner: LocalAccount | None, examiner: Examiner | None) -> None:
+    def __init__(
+        self, run: RecordAndRewardRun, owner: LocalAccount | None, examiner: Examiner | None
+    ) -> None:
         self._run = run
         self._plan = run.plan
         self._owner = owner

@@ -2,19 +2,19 @@
 
 import ast
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import flower_chain
-from flower_chain import Settings
 from flower_chain.cli.deploy import flat
+from flower_chain.strategy.settings import DEFAULTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flower_chain"
 
 FORBIDDEN = {
+    "peers": {"flwr", "web3", "flower_chain.ledger"},
     "errors": {"flwr", "flower_chain.records", "web3"},
     "records": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
     "updates": {"flwr", "web3", "flower_chain.records"},
@@ -78,7 +78,7 @@ def app_config(app: str) -> dict[str, object]:
 @pytest.mark.parametrize("app", ["digits", "census"])
 def test_an_app_lists_every_setting_with_its_default(app):
     listed = {key: value for key, value in app_config(app).items() if key.startswith("chain.")}
-    defaults = {f"chain.{f.name.replace('_', '-')}": f.default for f in fields(Settings)}
+    defaults = {f"chain.{name.replace('_', '-')}": value for name, value in DEFAULTS.items()}
     assert listed == defaults | {"chain.run": ""}
 
 

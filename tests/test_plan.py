@@ -13,7 +13,7 @@ from tasks import a_plan
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import public_key
-from flower_chain.plan import Plan
+from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import PPM
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
@@ -34,12 +34,14 @@ plans = st.builds(
 
 
 @given(plans)
-def test_a_plan_comes_back_from_its_text(plan: Plan) -> None:
-    assert Plan.from_json(plan.to_json()) == plan
+def test_a_plan_comes_back_from_its_text(plan: RecordAndRewardPlan) -> None:
+    assert RecordAndRewardPlan.from_json(plan.to_json()) == plan
 
 
 @given(plans, plans)
-def test_two_plans_have_the_same_digest_only_if_they_are_the_same(one: Plan, other: Plan) -> None:
+def test_two_plans_have_the_same_digest_only_if_they_are_the_same(
+    one: RecordAndRewardPlan, other: RecordAndRewardPlan
+) -> None:
     assert (one.digest == other.digest) is (one == other)
 
 
@@ -52,7 +54,9 @@ def test_every_term_counts_for_the_digest() -> None:
         "learning_rate": 0.5,
         "validation_digest": "cd" * 32,
     }
-    numbers = {f.name: getattr(PLAN, f.name) + 1 for f in fields(Plan) if f.type is int}
+    numbers = {
+        f.name: getattr(PLAN, f.name) + 1 for f in fields(RecordAndRewardPlan) if f.type is int
+    }
     digests = {a_plan(**{name: value}).digest for name, value in (others | numbers).items()}
 
     assert len(digests | {PLAN.digest}) == len(others) + len(numbers) + 1
@@ -67,7 +71,7 @@ def test_the_text_has_sorted_keys_and_no_white_space() -> None:
 def test_the_digest_is_that_of_the_terms_however_they_are_written() -> None:
     spaced = json.dumps(json.loads(PLAN.to_json()), indent=2)
 
-    assert Plan.from_json(spaced).digest == PLAN.digest
+    assert RecordAndRewardPlan.from_json(spaced).digest == PLAN.digest
 
 
 @pytest.mark.parametrize(
@@ -128,15 +132,15 @@ def edited(**terms: Any) -> str:
 @pytest.mark.parametrize("text", ["", "{", "1", "[]", "null", "{}", '"plan"'])
 def test_a_text_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(FormatError, match="not a plan"):
-        Plan.from_json(text)
+        RecordAndRewardPlan.from_json(text)
 
 
 NESTED = """
 import flower_chain
 from flower_chain.errors import FormatError
-from flower_chain.plan import Plan
+from flower_chain.plan import RecordAndRewardPlan
 try:
-    Plan.from_json("[" * 100_000)
+    RecordAndRewardPlan.from_json("[" * 100_000)
 except FormatError:
     print("refused")
 """
@@ -151,10 +155,12 @@ def test_a_deeply_nested_text_is_refused() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "refused")
 
 
-@pytest.mark.parametrize("term", [field.name for field in fields(Plan) if field.name != "scheme"])
+@pytest.mark.parametrize(
+    "term", [field.name for field in fields(RecordAndRewardPlan) if field.name != "scheme"]
+)
 def test_a_plan_without_one_of_its_terms_is_refused(term: str) -> None:
     with pytest.raises(FormatError, match="not a plan"):
-        Plan.from_json(edited(**{term: "gone"}))
+        RecordAndRewardPlan.from_json(edited(**{term: "gone"}))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,7 @@ def test_a_plan_without_one_of_its_terms_is_refused(term: str) -> None:
 )
 def test_a_plan_with_a_term_that_is_none_is_refused(terms: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
-        Plan.from_json(edited(**terms))
+        RecordAndRewardPlan.from_json(edited(**terms))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_a_plan_with_a_term_that_is_none_is_refused(terms: dict[str, Any]) -> No
 )
 def test_a_plan_with_a_term_of_another_type_is_refused(terms: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="not a plan"):
-        Plan.from_json(edited(**terms))
+        RecordAndRewardPlan.from_json(edited(**terms))
 
 
 def test_plans_differ_in_what_they_say_but_not_in_their_name():
@@ -207,13 +213,13 @@ json_values = st.recursive(
     max_leaves=5,
 )
 terms = st.dictionaries(
-    st.sampled_from([field.name for field in fields(Plan)]), json_values, max_size=2
+    st.sampled_from([field.name for field in fields(RecordAndRewardPlan)]), json_values, max_size=2
 )
 
 
 @given(st.text() | json_values.map(json.dumps) | terms.map(lambda found: edited(**found)))
 def test_any_text_is_a_plan_or_refused(text: str) -> None:
     try:
-        Plan.from_json(text)
+        RecordAndRewardPlan.from_json(text)
     except FormatError:
         return

@@ -11,7 +11,7 @@ from federation import OWNER, TOKEN, Federation, give
 from flower_chain.errors import ConfigError, Damaged, WrongChain
 from flower_chain.keys import public_key
 from flower_chain.ledger import JsonRpcLedger
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 
 NOBODYS = bytes(32)
 
@@ -21,7 +21,7 @@ def test_pointers_that_are_damaged_are_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
 
     with pytest.raises(ConfigError, match=r"run\.json is damaged"):
-        Run.open(tmp_path)
+        RecordAndRewardRun.open(tmp_path)
 
 
 def test_a_plan_in_the_pointers_that_is_none_is_told(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_plan_in_the_pointers_that_is_none_is_told(tmp_path: Path) -> None:
     pointers.write_text(json.dumps(json.loads(pointers.read_text()) | {"plan": "{}"}))
 
     with pytest.raises(ConfigError, match=r"run\.json is damaged: not a plan"):
-        Run.open(tmp_path / "run")
+        RecordAndRewardRun.open(tmp_path / "run")
 
 
 def test_a_chain_that_was_made_anew_is_told(tmp_path: Path, start_anvil) -> None:
@@ -39,19 +39,19 @@ def test_a_chain_that_was_made_anew_is_told(tmp_path: Path, start_anvil) -> None
     contract = Federation(tmp_path, devices=1).run(ledger=first).run.pointers.contract
 
     with pytest.raises(WrongChain, match=f"{second} has no contract at {contract}"):
-        Run.open(tmp_path / "run", None, second)
+        RecordAndRewardRun.open(tmp_path / "run", None, second)
 
 
 def test_a_run_on_an_embedded_ledger_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     Federation(tmp_path, devices=1).run()
 
     with pytest.raises(ConfigError, match=r"ledger is http://\*\*\*@node\.example, .* embedded"):
-        Run.open(tmp_path / "run", None, "http://me:passw0rd@node.example")
+        RecordAndRewardRun.open(tmp_path / "run", None, "http://me:passw0rd@node.example")
 
 
 def test_a_model_that_is_not_the_one_the_ledger_names_is_not_gone_on_from(tmp_path: Path) -> None:
     Federation(tmp_path, devices=1).run()
-    with closing(Run.open(tmp_path / "run", OWNER)) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run", OWNER)) as run:
         version, model = run.current()
         following = replace(run.model(model, version.number + 1, 0), digest=NOBODYS)
         run.federation.settle(version, run.seed(version.number), following)

@@ -35,7 +35,7 @@ from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation as Ledger
 from flower_chain.ledger.federation import Finding, History
 from flower_chain.records import Refusal, Signed, sign
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.strategy.base import LedgerStrategy
 from flower_chain.verify import Report, verify
@@ -61,7 +61,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def check(path: Path, with_key: bool = True, with_data: bool = True) -> Report:
     """The last report."""
     owner, data = OWNER if with_key else None, examiner() if with_data else None
-    *_, report = verify(Run.open(path), owner, data)
+    *_, report = verify(RecordAndRewardRun.open(path), owner, data)
     return report
 
 
@@ -74,7 +74,7 @@ def flip(path: Path) -> None:
 
 def stored_update(path: Path) -> tuple[str, Path]:
     """The first accepted device, and the file with its update."""
-    verdict = Run.open(path).federation.history().versions[0].accepted[0]
+    verdict = RecordAndRewardRun.open(path).federation.history().versions[0].accepted[0]
     contribution = verdict.signed.contribution
     (file,) = (path / "store").rglob(f"*{cid_from_bytes(contribution.cid)}*")
     return contribution.device, file
@@ -104,7 +104,7 @@ def test_the_key_alone_is_enough_for_the_aggregates(run):
 
 
 def test_the_report_grows_with_each_version(run):
-    reports = verify(Run.open(run), None, None)
+    reports = verify(RecordAndRewardRun.open(run), None, None)
     seen = [report.checked.get("models", 0) for report in reports]
     assert len(seen) == 4
 
@@ -125,7 +125,7 @@ def test_a_missing_update_is_found(run):
 
 
 def test_a_changed_byte_in_a_stored_model_is_found(run):
-    cid = Run.open(run).federation.history().versions[1].model.cid
+    cid = RecordAndRewardRun.open(run).federation.history().versions[1].model.cid
     (file,) = (run / "store").rglob(f"*{cid_from_bytes(cid)}*")
     flip(file)
     with pytest.raises(Unverified, match="version 1, model"):
@@ -292,7 +292,7 @@ def test_another_token_in_the_pointers_is_found(run):
 def test_a_contract_of_other_code_is_found(tmp_path, anvil):
     give(anvil, OWNER.address)
     run = Federation(tmp_path, devices=2).run(ledger=anvil).path
-    contract = Run.open(run).pointers.contract
+    contract = RecordAndRewardRun.open(run).pointers.contract
     change_code(anvil, contract)
     with pytest.raises(Unverified, match=f"code: the contract at {contract} is not this package's"):
         check(run)
@@ -318,7 +318,7 @@ def test_a_withdrawal_by_who_was_never_credited_is_found(tmp_path, anvil):
     give(anvil, OWNER.address)
     run = Federation(tmp_path, devices=2).run(ledger=anvil).path
     crony = "0x" + 40 * "1"
-    with closing(Run.open(run, OWNER)) as opened:
+    with closing(RecordAndRewardRun.open(run, OWNER)) as opened:
         contract = opened.federation.contract
         slot = keccak(bytes.fromhex(crony[2:]).rjust(32, b"\0") + bytes(32))
         some = [contract.address, "0x" + slot.hex(), "0x" + (1000).to_bytes(32, "big").hex()]
@@ -332,7 +332,7 @@ def test_a_withdrawal_by_who_was_never_credited_is_found(tmp_path, anvil):
 def test_a_token_of_other_code_is_told(tmp_path, anvil):
     give(anvil, OWNER.address)
     run = Federation(tmp_path, devices=2).run(ledger=anvil).path
-    token = Run.open(run).pointers.token
+    token = RecordAndRewardRun.open(run).pointers.token
     change_code(anvil, token)
     word = f"the token at {token}: not this package's, what it says is believed"
     assert word in check(run).unchecked
@@ -342,7 +342,7 @@ def test_tokens_that_are_not_there_any_more_are_found(tmp_path, anvil):
     """A token of somebody else's may do that; here the node does."""
     give(anvil, OWNER.address)
     run = Federation(tmp_path, devices=2).run(ledger=anvil).path
-    pointers = Run.open(run).pointers
+    pointers = RecordAndRewardRun.open(run).pointers
     slot = keccak(bytes.fromhex(pointers.contract[2:]).rjust(32, b"\0") + bytes(32))
     left = [pointers.token, "0x" + slot.hex(), "0x" + (TOKEN // 100).to_bytes(32, "big").hex()]
     HTTPProvider(anvil).make_request(RPCEndpoint("anvil_setStorageAt"), left)
@@ -351,7 +351,7 @@ def test_tokens_that_are_not_there_any_more_are_found(tmp_path, anvil):
 
 
 def test_a_withdrawal_meanwhile_is_told(run):
-    with closing(Run.open(run, OWNER)) as opened:
+    with closing(RecordAndRewardRun.open(run, OWNER)) as opened:
         device = next(iter(opened.federation.history().credited))
         steps = verify(opened, OWNER, examiner())
         next(steps)
@@ -418,8 +418,10 @@ def test_evidence_that_the_owner_refused_needs_the_data_to_be_checked(tmp_path):
 
 def test_an_error_of_a_model_that_the_owner_made_up_is_found(tmp_path, monkeypatch):
     federation = Federation(tmp_path, devices=3)
-    honest = Run.model
-    monkeypatch.setattr(Run, "model", lambda run, arrays, k, error: honest(run, arrays, k, 7))
+    honest = RecordAndRewardRun.model
+    monkeypatch.setattr(
+        RecordAndRewardRun, "model", lambda run, arrays, k, error: honest(run, arrays, k, 7)
+    )
     outcome = federation.run(rounds=1)
     with pytest.raises(Unverified, match=r"version 1, model: its error is \d+ ppm, the ledger's 7"):
         check(outcome.path)
@@ -448,13 +450,13 @@ def test_what_another_strategy_made_is_told(tmp_path):
 
 def test_another_key_than_the_owners_is_told(run):
     with pytest.raises(ConfigError, match="the key is that of"):
-        list(verify(Run.open(run), Account.create(), None))
+        list(verify(RecordAndRewardRun.open(run), Account.create(), None))
 
 
 def test_other_validation_data_are_told(run):
     other = Examiner(examiner()._x[:50], examiner()._y[:50], examiner()._predict)
     with pytest.raises(ConfigError, match="the validation data have digest"):
-        list(verify(Run.open(run), OWNER, other))
+        list(verify(RecordAndRewardRun.open(run), OWNER, other))
 
 
 @pytest.mark.parametrize("reason", [Refusal.NO_ANSWER, Refusal.DEVICE_ERROR, Refusal.UNREADABLE])
@@ -473,7 +475,7 @@ def test_a_finding_that_the_ledger_disproves_is_found(tmp_path, monkeypatch, rea
 def test_a_contribution_of_a_device_that_is_not_enrolled_is_checked(tmp_path):
     federation = Federation(tmp_path, devices=2)
     run = federation.run().path
-    with closing(Run.open(run, OWNER)) as opened:
+    with closing(RecordAndRewardRun.open(run, OWNER)) as opened:
         stranger, domain = Account.create(), opened.federation.domain
         known = opened.federation.history().versions[0].accepted[0].signed.contribution
         contribution = replace(known, device=stranger.address, version=1)

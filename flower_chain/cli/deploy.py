@@ -19,11 +19,18 @@ from flower_chain.cli.money import in_full
 from flower_chain.cli.reporting import console, reporting
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract, JsonRpcLedger
-from flower_chain.plan import Plan
+from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import PPM
-from flower_chain.run import EMBEDDED, Funds, Run
-from flower_chain.strategy.settings import SCHEMES, Settings
+from flower_chain.run import EMBEDDED, Funds, RecordAndRewardRun
+from flower_chain.strategy.settings import RecordAndRewardSettings
 from flower_chain.updates import Arrays, Format
+
+DEPLOYED = "record-and-reward"
+NOT_DEPLOYED = {
+    "fedavg": "it needs no contracts",
+    "blockflow": "its server makes the contract, when it has heard who takes part",
+}
+"""Why this command does not begin a run of another scheme."""
 
 
 def deploy(
@@ -76,8 +83,8 @@ class Beginning:
 
     Parameters
     ----------
-    settings : Settings
-    plan : Plan
+    settings : RecordAndRewardSettings
+    plan : RecordAndRewardPlan
     owner : LocalAccount
     model : Arrays
         T_0.
@@ -85,15 +92,15 @@ class Beginning:
         Its error on the owner's validation data.
     """
 
-    settings: Settings
-    plan: Plan
+    settings: RecordAndRewardSettings
+    plan: RecordAndRewardPlan
     owner: LocalAccount
     model: Arrays
     error_ppm: int
 
-    def begin(self, path: Path, where: str, funds: Funds) -> Run:
+    def begin(self, path: Path, where: str, funds: Funds) -> RecordAndRewardRun:
         """Begin the run in the folder `path`, on the ledger `where`."""
-        run = Run.start(
+        run = RecordAndRewardRun.start(
             path,
             where,
             self.owner,
@@ -117,7 +124,7 @@ class Beginning:
             with closing(self.begin(Path(folder), EMBEDDED, funds)) as run:
                 return self.gas_used(run)
 
-    def gas_used(self, run: Run) -> int:
+    def gas_used(self, run: RecordAndRewardRun) -> int:
         """Gas of all that was done to begin `run`."""
         contract, ledger = run.federation.contract, run.token.ledger
         is_new, ours = self.settings.funds.token is None, bytes.fromhex(contract.address[2:])
@@ -139,7 +146,7 @@ class Beginning:
             "owner": self.owner.address,
             "model": f"{len(self.model)} arrays, error {self.error_ppm / PPM:.4f}",
             "validation data": f"SHA-256 {plan.validation_digest}",
-            "strategy": f"{self.settings.scheme} around {plan.inner}, rule {plan.rule}",
+            "strategy": f"{plan.scheme} around {plan.inner}, rule {plan.rule}",
             "paid": f"{in_full(plan.rate)} tokens a data point, for {plan.max_data_cost:,} at most",
             "pool": f"{in_full(funds.pool)} of {token}, from the owner",
             "devices": open_to,
@@ -167,7 +174,7 @@ class Beginning:
             return f"{ledger}, chain {ledger.chain_id}"
 
 
-def _settings(app: Path, run_config: Path) -> Settings:
+def _settings(app: Path, run_config: Path) -> RecordAndRewardSettings:
     """What the ServerApp of `app` will be told, or ConfigError."""
     project = _read(app / "pyproject.toml") if (app / "pyproject.toml").exists() else {}
     defaults: Any = project
@@ -176,11 +183,11 @@ def _settings(app: Path, run_config: Path) -> Settings:
     config = flat(defaults) | flat(_read(run_config))
     if not config.get("chain.run"):
         raise ConfigError(f"{run_config} must set chain.run, so that the ServerApp finds the run")
-    settings = Settings.from_run_config(config, 0)
+    if (scheme := config.get("chain.scheme", DEPLOYED)) != DEPLOYED:
+        raise ConfigError(f"scheme = {scheme!r}: {NOT_DEPLOYED.get(str(scheme), 'there is none')}")
+    settings = RecordAndRewardSettings.from_run_config(config, 0)
     if not settings.path.is_absolute():
         raise ConfigError(f"chain.run = {settings.run!r}: the ServerApp needs an absolute path")
-    if settings.scheme != SCHEMES[0]:
-        raise ConfigError(f"scheme = {settings.scheme!r}: it needs no contracts")
     if (settings.path / "run.json").exists():
         raise ConfigError(
             f"{settings.path} holds a run already: start its server, which does what is left to do"

@@ -14,7 +14,7 @@ from rich.progress import track
 from flower_chain.cli.arguments import LedgerUrl, RunFolder, account_of, examiner_of
 from flower_chain.cli.reporting import console, reporting
 from flower_chain.report import devices_table, in_tokens, rounds_table, summarise, to_json
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.verify import Report, verify
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -33,7 +33,7 @@ ExaminerName = Annotated[
 
 def show(run: RunFolder, ledger: LedgerUrl = None, as_json: AsJson = False) -> None:
     """Show what happened: versions, who was accepted or refused and why, balances, gas."""
-    with reporting(as_json), closing(Run.open(run, None, ledger)) as opened:
+    with reporting(as_json), closing(RecordAndRewardRun.open(run, None, ledger)) as opened:
         federation = opened.federation
         summary = summarise(federation.history(), federation.contract.address, federation.pool)
         if as_json:
@@ -52,7 +52,7 @@ def verify_run(
     as_json: AsJson = False,
 ) -> None:
     """Recompute every decision and payment; exit status 1 names the first record that is wrong."""
-    with reporting(as_json), closing(Run.open(run, None, ledger)) as opened:
+    with reporting(as_json), closing(RecordAndRewardRun.open(run, None, ledger)) as opened:
         owner = None if owner_key is None else account_of(owner_key)
         steps = verify(opened, owner, None if examiner is None else examiner_of(examiner))
         report = _last(steps if as_json else track(steps, "Verifying", console=console))

@@ -18,7 +18,7 @@ from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract
 from flower_chain.ledger.federation import BATCH, batches
 from flower_chain.records import TOKEN_UNITS
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy.settings import read_accounts
 
 OwnerKey = Annotated[
@@ -167,15 +167,15 @@ def in_full(units: int) -> str:
 @contextmanager
 def _signed(
     path: Path, key_file: Path, ledger: str | None, dry_run: bool
-) -> Iterator[tuple[Run, LocalAccount]]:
+) -> Iterator[tuple[RecordAndRewardRun, LocalAccount]]:
     """A run and who signs; a dry run only reads, so that it can be done while the run goes on."""
     with reporting():
         signer = account_of(key_file)
-        with closing(Run.open(path, None if dry_run else signer, ledger)) as run:
+        with closing(RecordAndRewardRun.open(path, None if dry_run else signer, ledger)) as run:
             yield run, signer
 
 
-def _carry_out(order: Order, run: Run, signer: LocalAccount, dry_run: bool) -> None:
+def _carry_out(order: Order, run: RecordAndRewardRun, signer: LocalAccount, dry_run: bool) -> None:
     """Say what is going to happen, and do it."""
     gas = sum(order.contract.estimate(signer.address, *call) for call in order.calls)
     console.print(f"{order.what}.")
@@ -204,7 +204,7 @@ def _table(moves: Sequence[Move]) -> Table:
     return table
 
 
-def _balance(run: Run, account: str) -> int:
+def _balance(run: RecordAndRewardRun, account: str) -> int:
     return int(run.token.call("balanceOf", account))
 
 

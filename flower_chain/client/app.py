@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from eth_account.signers.local import LocalAccount
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp as FlowerClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
-from flower_chain import envelope, keys, messages, updates
+from flower_chain import audit_messages, envelope, keys, messages, updates
+from flower_chain.audit_messages import AUDIT
+from flower_chain.client.agent import Agent
 from flower_chain.client.own_node import OwnNode
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.client.validation import Log, current, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
 from flower_chain.messages import Request, Samples
+from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import (
     Contribution,
     Hello,
@@ -85,9 +88,34 @@ class ClientApp(FlowerClientApp):
         """Handle a message: ours, the user's, or both."""
         if message.metadata.message_type == messages.HELLO:
             return self._introduce(message, context)
+        if audit_messages.STAGE in message.content.config_records:
+            return self._act(message, context)
         if messages.RECORD in message.content.config_records:
             return self._contribute(message, context)
         return super().__call__(message, context)
+
+    def _act(self, message: Message, context: Context) -> Message:
+        """Do what is asked of an agent of a BlockFLow experiment."""
+        asked = _without_ours(message)
+
+        def evaluate(key: str, model: updates.Arrays, metric: str) -> float:
+            record = ArrayRecord({name: Array(array) for name, array in model.items()})
+            question = _with(message, RecordDict({**asked.content, key: record}))
+            return self._measure(question, context, metric)
+
+        agent = Agent(message.content, context, device_account(context), evaluate)
+        if message.metadata.message_type == AUDIT:
+            return Message(agent.answer(message), reply_to=message)
+        if (sent := agent.sent_before()) is not None:
+            return Message(sent, reply_to=message)
+        agent.begin(message, _single(asked.content.array_records))
+        reply = super().__call__(asked, context)
+        if not reply.has_error():
+            ours = agent.contribute(_single(reply.content.array_records))
+            for key in list(reply.content.array_records):
+                del reply.content[key]
+            reply.content.update(ours)
+        return reply
 
     def _introduce(self, message: Message, context: Context) -> Message:
         account = device_account(context)
@@ -144,7 +172,7 @@ class ClientApp(FlowerClientApp):
         return noted
 
     def _contribute(self, message: Message, context: Context) -> Message:
-        request = messages.read_request(message.content)
+        request = messages.read_request(message.content, RecordAndRewardPlan)
         samples = messages.read_samples(message.content)
         message = _without_ours(message)
         check_model(_single(message.content.array_records), request)
@@ -163,7 +191,7 @@ class ClientApp(FlowerClientApp):
         self,
         message: Message,
         context: Context,
-        request: Request,
+        request: Request[RecordAndRewardPlan],
         samples: Samples | None,
         owner: bytes,
     ) -> tuple[Message, tuple[Signed, bytes] | None]:
@@ -225,17 +253,23 @@ class ClientApp(FlowerClientApp):
         self, message: Message, model: ArrayRecord, samples: Samples, context: Context
     ) -> tuple[Log, float]:
         """What the user's ``evaluate()`` says of a model on the owner's samples."""
-        assert self._evaluate_function is not None
         (key,) = message.content.array_records
         question = _with(message, RecordDict({**message.content, key: model}))
-        with logging(samples) as log, self._lifespan(context):
+        with logging(samples) as log:
+            return log, self._measure(question, context, self._metric)
+
+    def _measure(self, question: Message, context: Context, metric: str) -> float:
+        """A metric that the user's ``evaluate()`` returns."""
+        if self._evaluate_function is None:
+            raise ConfigError(f"nothing tells {metric!r} of a model: register evaluate()")
+        with self._lifespan(context):
             reply = self._evaluate_function(question, context)
         if reply.has_error():
-            raise TaskRefused(f"evaluate() failed on the owner's samples: {reply.error.reason}")
-        accuracy = _single(reply.content.metric_records).get(self._metric)
-        if not isinstance(accuracy, (int, float)):
-            raise ConfigError(f"evaluate() returned {self._metric} = {accuracy!r}: not a number")
-        return log, float(accuracy)
+            raise TaskRefused(f"evaluate() failed: {reply.error.reason}")
+        value = _single(reply.content.metric_records).get(metric)
+        if not isinstance(value, (int, float)):
+            raise ConfigError(f"evaluate() returned {metric} = {value!r}: not a number")
+        return float(value)
 
     def _data_cost(self, content: RecordDict) -> int:
         cost = _single(content.metric_records).get(self._weighted_by_key)
@@ -280,7 +314,7 @@ def _seal_reply(reply: Message, signed: Signed, sealed: bytes, context: Context)
 
 def _without_ours(message: Message) -> Message:
     """A training message as the user's mods and functions know it."""
-    ours = (messages.RECORD, messages.SAMPLES)
+    ours = (messages.RECORD, messages.SAMPLES, *audit_messages.RECORDS)
     return _with(message, RecordDict({k: v for k, v in message.content.items() if k not in ours}))
 
 

@@ -13,33 +13,33 @@ models of the others and, until they are revealed, scores and salts: nobody else
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from eth_account.signers.local import LocalAccount
 
 from flower_chain import durable
 from flower_chain.errors import FormatError, SealError, TaskRefused
-from flower_chain.keys import address_of
+from flower_chain.peers import Peers
 from flower_chain.records import (
     Commitment,
-    Domain,
     Retrieval,
+    Said,
     Scores,
+    SignedBy,
     TrainedModel,
-    recover,
     sign,
 )
 from flower_chain.rules.blockflow import ONE, retrieval_survivors, score, to_score
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
-from flower_chain.store.seal import seal, sealed_bytes, unseal
+from flower_chain.store.seal import seal, unseal
 from flower_chain.updates import (
     Arrays,
-    Format,
     check_finite,
     digest,
     digest_of,
@@ -48,54 +48,8 @@ from flower_chain.updates import (
     weighted_mean,
 )
 
-Said = TypeVar("Said", TrainedModel, Retrieval, Commitment)
-SignedBy = tuple[Said, bytes]
-"""What an agent said, and its signature."""
-
 Evaluate = Callable[[Arrays], float]
 """From a model to its score on the agent's own data, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Peers:
-    """Who takes part in an experiment, and in what.
-
-    Parameters
-    ----------
-    domain : Domain
-    keys : tuple of bytes
-        The public key of each agent, 64 bytes, in the ascending order of accounts.
-    model : Format
-        Of the models.
-    commit_seconds : int
-        How long scores can be committed to at most: later nobody can, by the contract.
-    """
-
-    domain: Domain
-    keys: tuple[bytes, ...]
-    model: Format
-    commit_seconds: int
-
-    def __post_init__(self) -> None:
-        accounts = self.accounts
-        if accounts != sorted(set(accounts), key=str.lower):
-            raise FormatError(f"agents {accounts}: each once, in ascending order")
-
-    @property
-    def accounts(self) -> list[str]:
-        """The agents' accounts, by number."""
-        return [address_of(key) for key in self.keys]
-
-    def is_signed(self, said: TrainedModel | Retrieval | Commitment, signature: bytes) -> bool:
-        """Whether `signature` is that of the agent that `said` names."""
-        if not 0 <= said.agent < len(self.keys):
-            return False
-        return recover(said.encode(self.domain), signature) == self.accounts[said.agent]
-
-    def binding(self, model: TrainedModel) -> bytes:
-        """What a sealed model is bound to."""
-        place = f"{self.domain.chain_id} {self.domain.contract} {model.round} {model.agent}"
-        return f"flower-chain model {place} ".encode() + model.digest
 
 
 @dataclass(frozen=True)
@@ -152,6 +106,30 @@ class Auditor:
 
     # -- train --------------------------------------------------------------------------------
 
+    def begin(self, number: int, received: Arrays) -> None:
+        """Keep the model that a round begins with, and of earlier rounds but the last nothing."""
+        self._write(number, "received", pack(received))
+        for old in self._folder.glob("round-*"):
+            if int(old.name.removeprefix("round-")) < number - 1:
+                shutil.rmtree(old)
+
+    def received(self, number: int) -> Arrays:
+        """The model that a round began with.
+
+        Raises
+        ------
+        TaskRefused
+            If the agent was not there.
+        """
+        path = self._path(number, "received")
+        if not path.exists():
+            raise TaskRefused(f"agent {self.number} was not asked to train in round {number}")
+        return unpack(path.read_bytes())
+
+    def contributed(self, number: int) -> tuple[SignedBy[TrainedModel], bytes] | None:
+        """What the agent has said of its model in a round, if it has, and the model, sealed."""
+        return self._contribution(number) if self._path(number, "sealed").exists() else None
+
     def contribute(self, number: int, trained: Arrays) -> tuple[SignedBy[TrainedModel], bytes]:
         """What the agent says of the model that it trained in a round, and the model, sealed.
 
@@ -162,16 +140,22 @@ class Auditor:
         FormatError
             If the model is not in the format that was agreed, or not finite.
         """
-        path = self._path(number, "sealed")
-        if not path.exists():
+        if not self._path(number, "sealed").exists():
             self._peers.model.check(trained)
             check_finite(trained)
             packed = pack(trained)
             self._write(number, f"model-{self.number}", packed)
             # Its name is left open: the binding holds only what it is bound to.
             draft = TrainedModel(self.number, number, digest(packed), b"")
-            durable.replace(path, seal(packed, self._peers.keys, self._peers.binding(draft)))
-        sealed, packed = path.read_bytes(), self._packed(number, self.number)
+            sealed = seal(packed, self._peers.recipients, self._peers.binding(draft))
+            self._write(number, "sealed", sealed)
+        return self._contribution(number)
+
+    def _contribution(self, number: int) -> tuple[SignedBy[TrainedModel], bytes]:
+        sealed, packed = (
+            self._path(number, "sealed").read_bytes(),
+            self._packed(number, self.number),
+        )
         cid = cid_to_bytes(cid_of(sealed))
         return self._signed(TrainedModel(self.number, number, digest(packed), cid)), sealed
 
@@ -207,7 +191,7 @@ class Auditor:
         peers = self._peers
         if model.round != number or not peers.is_signed(model, signature):
             raise FormatError(f"not signed by agent {model.agent} for round {number}")
-        if len(sealed) != (size := sealed_bytes(peers.model.nbytes, len(peers.keys))):
+        if len(sealed) != (size := peers.sealed_bytes):
             raise FormatError(f"{len(sealed)} bytes, but a sealed model has {size}")
         if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
             raise FormatError(f"the bytes of {found}, but {named} was signed")

@@ -71,7 +71,7 @@ class OwnNode:
         with closing(cls(str(url), domain, account, Path(f"{key_file}.outbox"))) as node:
             yield node
 
-    def check(self, request: Request, owner: bytes) -> None:
+    def check(self, request: Request[Any], owner: bytes) -> None:
         """Refuse a task that is not the one on the ledger.
 
         Raises

@@ -1,6 +1,6 @@
 """Is this the run, the owner and the model that the device agreed to train?"""
 
-from typing import cast
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 
@@ -10,7 +10,7 @@ from flower_chain.messages import Request
 from flower_chain.records import recover_public_key
 
 
-def check_model(received: ArrayRecord, request: Request) -> None:
+def check_model(received: ArrayRecord, request: Request[Any]) -> None:
     """Refuse another model than the one that the owner signed.
 
     Raises
@@ -25,7 +25,7 @@ def check_model(received: ArrayRecord, request: Request) -> None:
         )
 
 
-def check_owner(request: Request, context: Context) -> bytes:
+def check_owner(request: Request[Any], context: Context) -> bytes:
     """The owner's public key, which its signature tells.
 
     The first owner, contract and plan that a device sees in a run are those that it stays with.

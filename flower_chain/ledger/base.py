@@ -281,6 +281,16 @@ class Contract:
         types = get_abi_input_types(found)
         return function_abi_to_4byte_selector(found) + CODEC.encode(types, args)
 
+    def decode(self, function: str, data: bytes) -> tuple[Any, ...] | None:
+        """The arguments of a call, the inverse of :meth:`encode`; None if it is of another one."""
+        found = self._function(function)
+        if not data.startswith(function_abi_to_4byte_selector(found)):
+            return None
+        try:
+            return decode(get_abi_input_types(found), data[4:])
+        except DecodingError:
+            return None
+
     def call(self, function: str, *args: Any) -> Any:
         """What `function` returns now; a tuple if there are several values.
 

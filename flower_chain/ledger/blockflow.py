@@ -9,7 +9,6 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from eth_account.messages import encode_typed_data
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
@@ -17,15 +16,21 @@ from flower_chain.errors import FormatError
 from flower_chain.ledger.base import Contract, Event, Ledger, Receipt
 from flower_chain.ledger.federation import batches
 from flower_chain.records import (
+    BondPermit,
     Commitment,
     Domain,
     Retrieval,
     Scores,
+    SignedBy,
     TrainedModel,
     from_bits,
+    sign,
     to_bits,
 )
 from flower_chain.rules.blockflow import MAX_AGENTS, middles, refunds
+
+RELAYED = ("submit", "retrieve", "commit")
+"""What agents sign."""
 
 BATCH = 50
 """Items of one transaction: far below the gas limit of one."""
@@ -104,17 +109,18 @@ class Permit:
     deadline : int
         In seconds since 1970; 0 if the agent approved the contract itself.
     signature : bytes
-        v, r and s, 65 bytes.
+        Of a :class:`flower_chain.records.BondPermit`, compact (EIP-2098), 64 bytes.
     """
 
     agent: int
     deadline: int = 0
-    signature: bytes = bytes(65)
+    signature: bytes = bytes(64)
 
     def as_tuple(self) -> tuple[int, int, int, bytes, bytes]:
         """Its fields as the contract's structure has them."""
-        v, r, s = self.signature[0], self.signature[1:33], self.signature[33:]
-        return self.agent, self.deadline, v, r, s
+        vs = int.from_bytes(self.signature[32:])
+        s = (vs & ~(1 << 255)).to_bytes(32)
+        return self.agent, self.deadline, 27 + (vs >> 255), self.signature[:32], s
 
 
 @dataclass(frozen=True)
@@ -189,13 +195,13 @@ class History:
     Parameters
     ----------
     rounds : list of Round
-    announced : dict of int to list of bytes
-        SHA-256 of the model that the owner said a round begins with, by round; after the last round
-        the final one. More than one if it said different things.
+    announced : dict of int to dict of bytes to bytes
+        By round, the model that the owner said it begins with: SHA-256, and where it is; after the
+        last round the final one. More than one if it said different things.
     """
 
     rounds: list[Round] = field(default_factory=lambda: [Round(0)])
-    announced: dict[int, list[bytes]] = field(default_factory=dict)
+    announced: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
 
 
 class Experiment:
@@ -257,8 +263,8 @@ class Experiment:
         number = self.contract.call("round")
         return Progress(number, Stage(stage), deadline, from_bits(live), from_bits(acted))
 
-    def permit(self, token: Contract, account: LocalAccount, deadline: int) -> Permit:
-        """What an agent signs to post its bond without gas; `deadline` in seconds since 1970.
+    def bond_permit(self, token: Contract, account: str, deadline: int) -> BondPermit:
+        """What an agent must sign to post its bond without gas; `deadline` in seconds since 1970.
 
         Raises
         ------
@@ -267,22 +273,16 @@ class Experiment:
             must approve the contract itself.
         """
         _, name, version, *_ = token.call("eip712Domain")
-        domain = {
-            "name": name,
-            "version": version,
-            "chainId": self.domain.chain_id,
-            "verifyingContract": token.address,
-        }
-        names = ("owner", "spender", "value", "nonce", "deadline")
-        types = [
-            {"name": name, "type": "address" if name in names[:2] else "uint256"} for name in names
-        ]
-        nonce, bond = token.call("nonces", account.address), self.contract.call("bond")
-        values = (account.address, self.contract.address, bond, nonce, deadline)
-        message = dict(zip(names, values, strict=True))
-        signed = account.sign_message(encode_typed_data(domain, {"Permit": types}, message))
-        rest = signed.r.to_bytes(32, "big") + signed.s.to_bytes(32, "big")
-        return Permit(self.number_of(account.address), deadline, bytes([signed.v]) + rest)
+        nonce, bond = token.call("nonces", account), self.contract.call("bond")
+        chain_id, spender = self.domain.chain_id, self.contract.address
+        return BondPermit(
+            chain_id, token.address, name, version, account, spender, bond, nonce, deadline
+        )
+
+    def permit(self, token: Contract, account: LocalAccount, deadline: int) -> Permit:
+        """An agent's leave to take its bond, signed by `account`."""
+        asked = self.bond_permit(token, account.address, deadline)
+        return Permit(self.number_of(account.address), deadline, sign(asked.encode(), account))
 
     def join(self, permits: Sequence[Permit]) -> list[Rejection]:
         """Agents post their bonds."""
@@ -364,7 +364,8 @@ class Experiment:
             case "Refunded":
                 current.refund(from_bits(args["live"]), args["pot"], args["rest"])
             case "ModelPublished":
-                history.announced.setdefault(args["round"], []).append(bytes(args["digest"]))
+                named = history.announced.setdefault(args["round"], {})
+                named[bytes(args["digest"])] = bytes(args["cid"])
             case "Rejected":
                 current.rejections.append(_rejection(event))
             case _:
@@ -391,6 +392,20 @@ class Experiment:
                     row, salt = rows[place * size :][:size], bytes(args["salts"][place])
                     current.openings[one] = Scores.unpack(one, number, row, salt)
 
+    def signed(self, number: int) -> list[SignedBy[Any]]:
+        """What agents said in a round, with their signatures, as far as others relayed it."""
+        found = self.history().rounds[number]
+        said: list[SignedBy[Any]] = []
+        for receipt in found.receipts.values():
+            data = self.contract.ledger.data_of(receipt.transaction)
+            for function in RELAYED:
+                arguments = self.contract.decode(function, data)
+                if arguments is not None:
+                    said += [_said(function, number, item) for item in arguments[0]]
+        recorded: list[dict[int, Any]] = [found.contributions, found.retrievals, found.commitments]
+        held = {record for records in recorded for record in records.values()}
+        return [(record, signature) for record, signature in said if record in held]
+
     def _act(self, function: str, items: Sequence[tuple[Any, ...]]) -> list[Rejection]:
         """Call a function with as many items at a time as fit; tell what was passed over.
 
@@ -408,6 +423,18 @@ class Experiment:
     def _transact(self, function: str, *args: Any) -> Receipt:
         assert self._account is not None
         return self.contract.transact(self._account, function, *args)
+
+
+def _said(function: str, number: int, item: Sequence[Any]) -> SignedBy[Any]:
+    """An item of a batch, as its agent signed it."""
+    agent, signature = item[0], item[-2] + item[-1]
+    match function:
+        case "submit":
+            return TrainedModel(agent, number, item[1], item[2]), signature
+        case "retrieve":
+            return Retrieval(agent, number, from_bits(item[1])), signature
+        case _:
+            return Commitment(agent, number, item[1]), signature
 
 
 def _rejection(event: Event) -> Rejection:

@@ -3,16 +3,36 @@
 from flwr.app import Context
 from flwr.serverapp.strategy import Strategy
 
+from flower_chain.errors import ConfigError
 from flower_chain.examiner import Examiner
 from flower_chain.strategy.base import LedgerStrategy
+from flower_chain.strategy.blockflow import BlockFlow
 from flower_chain.strategy.one_line import tell_in_one_line
 from flower_chain.strategy.record_and_reward import RecordAndReward
-from flower_chain.strategy.settings import PREFIX, Settings
+from flower_chain.strategy.settings import (
+    DEFAULTS,
+    PREFIX,
+    SCHEMES,
+    BlockFlowSettings,
+    RecordAndRewardSettings,
+    Settings,
+)
 
-__all__ = ["LedgerStrategy", "RecordAndReward", "Settings", "wrap"]
+__all__ = [
+    "BlockFlow",
+    "BlockFlowSettings",
+    "LedgerStrategy",
+    "RecordAndReward",
+    "RecordAndRewardSettings",
+    "Settings",
+    "wrap",
+]
+
+PLAIN = "fedavg"
+"""The scheme that is none."""
 
 
-def wrap(strategy: Strategy, context: Context, examiner: Examiner) -> Strategy:
+def wrap(strategy: Strategy, context: Context, examiner: Examiner | None = None) -> Strategy:
     """Wrap a Flower strategy as the run-config says.
 
     Parameters
@@ -21,8 +41,8 @@ def wrap(strategy: Strategy, context: Context, examiner: Examiner) -> Strategy:
         Any Flower strategy.
     context : Context
         The ServerApp's; its run-config holds the settings under ``chain.``: see :class:`Settings`.
-    examiner : Examiner
-        The owner's validation data.
+    examiner : Examiner, optional
+        The owner's validation data, for a scheme whose owner judges: record-and-reward.
 
     Returns
     -------
@@ -35,7 +55,16 @@ def wrap(strategy: Strategy, context: Context, examiner: Examiner) -> Strategy:
         If a setting can't be used.
     """
     tell_in_one_line()
-    if context.run_config.get(f"{PREFIX}scheme") == "fedavg":
+    scheme = context.run_config.get(f"{PREFIX}scheme", DEFAULTS["scheme"])
+    if scheme == PLAIN:
         return strategy
-    settings = Settings.from_run_config(context.run_config, context.run_id)
+    if scheme not in SCHEMES:
+        names = ", ".join((*SCHEMES, PLAIN))
+        raise ConfigError(f"scheme = {scheme!r}: it must be one of {names}")
+    settings = SCHEMES[str(scheme)].from_run_config(context.run_config, context.run_id)
+    if isinstance(settings, BlockFlowSettings):
+        return BlockFlow(strategy, settings)
+    assert isinstance(settings, RecordAndRewardSettings)
+    if examiner is None:
+        raise ConfigError(f"scheme = {scheme!r}: its owner judges, wrap() needs an Examiner")
     return RecordAndReward(strategy, examiner, settings)

@@ -8,7 +8,7 @@ from flwr.app import Message, RecordDict
 from flower_chain import messages
 from flower_chain.envelope import RefusedError, fetch, keep, open_sealed
 from flower_chain.errors import FormatError
-from flower_chain.plan import Plan
+from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import Contribution, Domain, Hello, Refusal, Signed
 from flower_chain.store import Store
 from flower_chain.updates import Arrays, check_stays_finite
@@ -58,14 +58,19 @@ class Admitter:
     ----------
     owner : LocalAccount
     domain : Domain
-    plan : Plan
+    plan : RecordAndRewardPlan
     store : Store
     received : Arrays
         T_k.
     """
 
     def __init__(
-        self, owner: LocalAccount, domain: Domain, plan: Plan, store: Store, received: Arrays
+        self,
+        owner: LocalAccount,
+        domain: Domain,
+        plan: RecordAndRewardPlan,
+        store: Store,
+        received: Arrays,
     ) -> None:
         self._owner = owner
         self._domain = domain

@@ -1,101 +1,75 @@
-"""The round that every scheme shares, around any Flower strategy."""
+"""What the strategies of all schemes share: a Flower strategy inside, and who the devices are."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from logging import INFO, WARNING
 from typing import Any
 
-import numpy as np
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
-from numpy.typing import NDArray
+from flwr.serverapp.strategy import Result, Strategy
 
-from flower_chain import messages, updates
-from flower_chain.envelope import is_kept
+from flower_chain import messages
 from flower_chain.errors import ConfigError, FormatError
-from flower_chain.examiner import Examiner
-from flower_chain.ledger.federation import Finding, Version
-from flower_chain.messages import Request, Samples
-from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, recover, sign
-from flower_chain.run import Run
-from flower_chain.strategy.admission import Admission, Admitter, last_line
+from flower_chain.keys import address_of
+from flower_chain.ledger.federation import Finding
+from flower_chain.records import NOBODY, Domain, Hello, Refusal, recover_public_key
+from flower_chain.run import FILE, Run
+from flower_chain.strategy.admission import last_line
 from flower_chain.strategy.one_line import tell_in_one_line
 from flower_chain.strategy.settings import Settings
-from flower_chain.updates import Arrays, Format
+from flower_chain.updates import Arrays
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 """What a Result holds by round."""
-
-SUPERLINK = 1
-"""Flower's number of the server's own node."""
 
 
 class LedgerStrategy(Strategy):
     """Wraps a Flower strategy, and records on a ledger what it does.
 
-    The inner strategy samples the nodes and evaluates. In between, each update is admitted,
-    submitted to the ledger, judged there, and paid for; what was accepted is aggregated, with equal
-    weights (papers/1 section II.B), never with those that devices claim.
-
     Parameters
     ----------
     strategy : Strategy
-        The inner strategy. If it is Flower's FedAvg the aggregate is the mean that
-        :func:`flower_chain.updates.mean` defines, and can be recomputed by anyone.
-    examiner : Examiner
-        The owner's validation data.
+        The inner strategy: it samples the nodes and evaluates.
     settings : Settings
 
     Raises
     ------
     ConfigError
-        If the settings don't fit the strategy.
+        If the settings can't be used.
     """
 
-    def __init__(self, strategy: Strategy, examiner: Examiner, settings: Settings) -> None:
+    _run: Run
+
+    def __init__(self, strategy: Strategy, settings: Settings) -> None:
         tell_in_one_line()
         self.strategy = strategy
-        self.settings = settings
-        self._examiner = examiner
-        self._is_mean = type(strategy) is FedAvg
-        settings.check_inner(_name_of(strategy))
+        self.settings: Settings = settings
+        self._inner = _name_of(strategy)
         self._allowlist = settings.allowlist()
         self._owner = settings.owner()
         if self._owner.address in (self._allowlist or ()):
             raise ConfigError(f"enrol lists {self._owner.address}: the owner can't be a device")
         self._arrays_key = _of_innermost(strategy, "arrayrecord_key", "arrays")
         self._weight_key = _of_innermost(strategy, "weighted_by_key", "num-examples")
-        self._hellos: dict[int, Hello] = {}
-        self._invited: dict[int, Hello] = {}
-        self._silent: list[Finding] = []
+        self._public_keys: dict[str, bytes] = {}
+        self._done = 0
 
     @abstractmethod
-    def _evidence_fits(self, admission: Admission) -> bool:
-        """Whether the evidence in an admitted contribution is that of its update."""
+    def _open(self, grid: Grid, model: Arrays) -> Arrays:
+        """Open the run, note in `_done` how many rounds it has behind it, and tell the model."""
+
+    @abstractmethod
+    def _log_terms(self) -> None:
+        """Log what is particular to the scheme."""
 
     def summary(self) -> None:
         """Log the configuration of this strategy and of the inner one."""
         run = self._run
-        log(
-            INFO,
-            "\t├──> Ledger: %s, contract %s",
-            run.federation.contract.ledger,
-            run.pointers.contract,
-        )
+        log(INFO, "\t├──> Ledger: %s, contract %s", run.contract.ledger, run.pointers.contract)
         log(INFO, "\t│\t├── Owner: %s", self._owner.address)
-        log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
-        log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
+        self._log_terms()
         log(INFO, "\t│\t└── Plan: SHA-256 %s", run.plan.digest.hex())
         log(INFO, "\t├──> Records: %s", self.settings.path)
         if self._allowlist is None:
@@ -123,15 +97,15 @@ class LedgerStrategy(Strategy):
         strategy, the functions and the Result count all rounds of the run; Flower's log counts
         those of this process.
         """
-        if self.settings.patience <= 3 * timeout:
-            raise ConfigError(
-                f"patience = {self.settings.patience}: a round may take {3 * timeout:g} s, and "
-                "before its end nobody should be able to have paid what the owner has not seen"
-            )
         self._rounds = num_rounds
-        arrays = _record_of(self._open(_numpy(initial_arrays)))
         # A device may still be busy with what a server that was killed has sent to it.
-        self._hello_timeout = timeout if self._run.goes_on else self.settings.timeout
+        goes_on = (self.settings.path / FILE).exists()
+        self._hello_timeout = timeout if goes_on else self.settings.timeout
+        arrays = record_of(self._open(grid, numpy_of(initial_arrays)))
+        if goes_on:
+            path = self.settings.path
+            log(INFO, "Continuing the run in %s: %d rounds are done.", path, self._done)
+            log(INFO, "Round 1 below is round %d of the run.", self._done + 1)
         try:
             result = super().start(
                 grid,
@@ -154,36 +128,6 @@ class LedgerStrategy(Strategy):
             setattr(result, name, {self._done + n: metrics for n, metrics in found.items()})
         return result
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Add to the inner strategy's messages a signed task and the validation samples."""
-        number = self._done + server_round
-        inner = list(self.strategy.configure_train(number, arrays, config, grid))
-        self._received = _numpy(arrays)
-        version = self._run.federation.at(self._version)
-        nodes = [message.metadata.dst_node_id for message in inner]
-        self._silent = [] if version.closed else self._introduce(grid, nodes)
-        self._hello_timeout = self.settings.timeout
-        self._invited = {} if version.closed else self._wanted(nodes, version)
-        invited = [m for m in inner if m.metadata.dst_node_id in self._invited]
-        request = self._request()
-        for message in invited:
-            self._ask(message, request)
-        return invited
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Admit, submit, judge and pay the updates in `replies`, and publish the next model."""
-        admissions = self._admit(list(replies))
-        signed = [admission.signed for admission in admissions if admission.signed]
-        version = self._run.federation.collect(self._version, signed)
-        accepted, findings = self._judge(version, admissions)
-        arrays, metrics = self._aggregate(self._done + server_round, accepted)
-        self._settle(version, findings, arrays)
-        return _record_of(arrays), metrics
-
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -204,7 +148,7 @@ class LedgerStrategy(Strategy):
         for reply in whole:
             (metrics,) = reply.content.metric_records.values()
             reply.content = RecordDict({"metrics": metrics})
-        _keep_common_metrics([reply.content.metric_records["metrics"] for reply in whole])
+        keep_common_metrics([reply.content.metric_records["metrics"] for reply in whole])
         return failed + whole
 
     def _is_whole(self, reply: Message) -> bool:
@@ -216,263 +160,48 @@ class LedgerStrategy(Strategy):
         log(WARNING, "Left out an evaluation without one positive %r.", self._weight_key)
         return False
 
-    def _open(self, model: Arrays) -> Arrays:
-        """Open the run, and tell the model of its current version."""
-        settings = self.settings
-        inner = _name_of(self.strategy)
-        plan = settings.plan(Format.of(model), self._examiner.digest, inner)
-        self._run = Run.start(
-            settings.path,
-            settings.ledger,
-            self._owner,
-            plan,
-            settings.funds,
-            model,
-            self._examiner.error,
-            settings.confirmations,
-        )
-        try:
-            self._enrol(self._allowlist or ())
-            version, arrays = self._run.current()
-        except BaseException:
-            self._run.close()
-            raise
-        self._done = self._version = version.number
-        is_empty = not version.verdicts and not version.findings
-        if version.closed and is_empty and self._done < self._rounds:
-            self._run.federation.reopen()  # what was to be the last round is not
-        if self._run.goes_on:
-            self._say_what_goes_on(inner)
-        return arrays
-
-    def _say_what_goes_on(self, inner: str) -> None:
-        log(INFO, "Continuing the run in %s: %d rounds are done.", self.settings.path, self._done)
-        log(INFO, "Round 1 below is round %d of the run.", self._done + 1)
-        if not self._is_mean:
-            log(WARNING, "What %s kept in memory of earlier rounds is lost.", inner)
-
-    def _wanted(self, nodes: Sequence[int], version: Version) -> dict[int, Hello]:
-        """Whom to ask: not those whose contribution is recorded and in the store, or refused."""
-        store = self._run.store
-        settled = {
-            verdict.device
-            for verdict in version.verdicts
-            if verdict.is_final and (verdict.reason or is_kept(store, verdict.signed.contribution))
-        }
-        known = {node: self._hellos[node] for node in nodes if node in self._hellos}
-        return {node: hello for node, hello in known.items() if hello.device not in settled}
-
-    def _introduce(self, grid: Grid, nodes: Sequence[int]) -> list[Finding]:
-        """Ask the nodes that are not known yet who they are; tell what went wrong."""
-        strangers = [node for node in nodes if node not in self._hellos]
-        answers = self._hear(grid, strangers)
-        hellos = {node: a for node, a in answers.items() if isinstance(a, Hello)}
-        findings = [answer for answer in answers.values() if isinstance(answer, Finding)]
-        enrolled = self._enrolled({hello.device for hello in hellos.values()})
-        for node, hello in hellos.items():
-            if hello.device in enrolled:
-                self._hellos[node] = hello
-            else:
-                findings.append(_found(hello.device, Refusal.NOT_ENROLLED, f"node {node}"))
-        return findings
-
-    def _hear(self, grid: Grid, nodes: Sequence[int]) -> dict[int, Hello | Finding]:
+    def _hear(self, grid: Grid, nodes: Sequence[int], domain: Domain) -> dict[int, Hello | Finding]:
         """How each node introduces itself, or what is wrong with that.
 
         Nothing is held against an account that did not sign.
         """
         if not nodes:
             return {}
-        content = RecordDict({messages.RECORD: messages.write_domain(self._run.federation.domain)})
+        content = RecordDict({messages.RECORD: messages.write_domain(domain)})
         questions = [
             Message(content, dst_node_id=node, message_type=messages.HELLO) for node in nodes
         ]
         replies = grid.send_and_receive(questions, timeout=self._hello_timeout)
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
-        return {node: self._read_hello(node, by_node.get(node)) for node in nodes}
+        return {node: self._read_hello(node, by_node.get(node), domain) for node in nodes}
 
-    def _read_hello(self, node: int, reply: Message | None) -> Hello | Finding:
+    def _read_hello(self, node: int, reply: Message | None, domain: Domain) -> Hello | Finding:
         if reply is None:
-            return _found(NOBODY, Refusal.NO_ANSWER, f"node {node}")
+            return found(NOBODY, Refusal.NO_ANSWER, f"node {node}")
         if reply.has_error():
-            return _found(NOBODY, Refusal.DEVICE_ERROR, last_line(reply.error.reason))
+            return found(NOBODY, Refusal.DEVICE_ERROR, last_line(reply.error.reason))
         try:
             hello, signature = messages.read_hello(reply.content)
         except FormatError as fault:
-            return _found(NOBODY, Refusal.UNREADABLE, str(fault))
-        if recover(hello.encode(self._run.federation.domain), signature) != hello.device:
-            return _found(NOBODY, Refusal.BAD_SIGNATURE, f"node {node} as {hello.device}")
+            return found(NOBODY, Refusal.UNREADABLE, str(fault))
+        key = recover_public_key(hello.encode(domain), signature)
+        if key is None or address_of(key) != hello.device:
+            return found(NOBODY, Refusal.BAD_SIGNATURE, f"node {node} as {hello.device}")
+        self._public_keys[hello.device] = key
         return hello
 
-    def _enrolled(self, devices: set[str]) -> set[str]:
-        """Those of the devices that are enrolled; with open enrolment all but the owner."""
-        if self._allowlist is None:
-            self._enrol(sorted(devices - {self._owner.address}))
-        return {device for device in devices if self._run.federation.is_enrolled(device)}
 
-    def _enrol(self, devices: Sequence[str]) -> None:
-        federation = self._run.federation
-        federation.enrol([device for device in devices if not federation.is_enrolled(device)])
-
-    def _ask(self, message: Message, request: Request) -> None:
-        """Make the inner strategy's message one of ours."""
-        hello = self._invited[message.metadata.dst_node_id]
-        content = RecordDict(dict(message.content))
-        messages.write_request(content, request, self._samples(hello.device, hello.classes))
-        message.content = content
-
-    def _request(self) -> Request:
-        run = self._run
-        task = Task(self._version, updates.digest_of(self._received), run.plan.digest)
-        domain = run.federation.domain
-        return Request(task, sign(task.encode(domain), self._owner), domain, run.plan)
-
-    def _samples(self, device: str, classes: Sequence[int]) -> Samples:
-        """The validation samples of a device for the current version."""
-        return Samples(*self._examiner.draw(*self._draw(device, classes)))
-
-    def _draw(self, device: str, classes: Sequence[int]) -> tuple[bytes, str, Sequence[int], int]:
-        """What decides which samples a device gets for the current version."""
-        run = self._run
-        return run.seed(self._version), device, classes, run.plan.samples_per_class
-
-    def _admit(self, replies: Sequence[Message]) -> list[Admission]:
-        """Check all replies, in more threads than cores: they also wait for the disk."""
-        # What Flower says of a node that is gone comes from the SuperLink.
-        replies = [reply for reply in replies if reply.metadata.src_node_id in self._invited]
-        senders = [self._invited[reply.metadata.src_node_id] for reply in replies]
-        with ThreadPoolExecutor() as pool:
-            admissions = list(pool.map(self._admitter().admit, senders, replies))
-        silent = set(self._invited.values()) - set(senders)
-        admissions += [Admission(hello, Refusal.NO_ANSWER, "in time") for hello in silent]
-        return sorted(admissions, key=lambda admission: admission.device.lower())
-
-    def _admitter(self) -> Admitter:
-        run = self._run
-        return Admitter(self._owner, run.federation.domain, run.plan, run.store, self._received)
-
-    def _check_evidence(self, admission: Admission) -> Admission:
-        if admission.reason or self._evidence_fits(admission):
-            return admission
-        return admission.refused(Refusal.FALSE_EVIDENCE, "its errors are not those of the update")
-
-    def _judge(
-        self, version: Version, admissions: Sequence[Admission]
-    ) -> tuple[list[Admission], list[Finding]]:
-        """Of what the contract accepted, what is in order; and what was found wrong, here or there.
-
-        The ledger knows more than the replies if a device submitted its contribution itself, or if
-        the server was killed after it had submitted some.
-        """
-        replied = {a.signed.contribution: a for a in admissions if a.signed}
-        admitter = self._admitter()
-        recorded = {
-            verdict.device: self._check_evidence(
-                replied.get(verdict.signed.contribution) or admitter.admit_recorded(verdict.signed)
-            )
-            for verdict in version.accepted
-        }
-        accepted = [admission for admission in recorded.values() if not admission.reason]
-        refused = [admission for admission in recorded.values() if admission.reason]
-        unsigned = [admission for admission in admissions if not admission.signed]
-        for verdict in version.verdicts:
-            if verdict.reason:
-                _tell(verdict.device, verdict.reason, "by the contract")
-        for admission in refused + unsigned:
-            _tell(admission.device, admission.reason, admission.detail)
-        total = len(version.verdicts) + len(unsigned)
-        log(INFO, "aggregate_train: %d updates accepted of %d", len(accepted), total)
-        findings = [Finding(admission.device, admission.reason) for admission in refused]
-        # A second node of a device that has contributed costs the device nothing.
-        known = {verdict.device for verdict in version.verdicts if verdict.is_final}
-        findings += [Finding(NOBODY if a.device in known else a.device, a.reason) for a in unsigned]
-        return accepted, self._silent + findings
-
-    def _aggregate(
-        self, server_round: int, accepted: Sequence[Admission]
-    ) -> tuple[Arrays, MetricRecord | None]:
-        """T_{k+1} and the metrics; T_k again if nothing was accepted."""
-        if not accepted:
-            log(WARNING, "No update was accepted: the next version is the same model.")
-            return self._received, None
-        replies = [self._reweighted(admission) for admission in accepted]
-        _keep_common_metrics([reply.content.metric_records["metrics"] for reply in replies])
-        arrays, metrics = self._combine(server_round, accepted, replies)
-        try:
-            updates.check_finite(arrays)
-            self._examiner.error(arrays)
-        except FormatError as fault:
-            log(WARNING, "The aggregate is no model (%s): the next version is the same.", fault)
-            return self._received, metrics
-        return arrays, metrics
-
-    def _combine(
-        self, server_round: int, accepted: Sequence[Admission], replies: Sequence[Message]
-    ) -> tuple[Arrays, MetricRecord | None]:
-        if not self._is_mean:
-            combined, metrics = self.strategy.aggregate_train(server_round, replies)
-            return (self._received if combined is None else self._as_model(combined)), metrics
-        assert isinstance(self.strategy, FedAvg)
-        changes = [a.update for a in accepted if a.update is not None]
-        arrays = updates.mean(self._received, changes, self._run.plan.learning_rate)
-        contents = [reply.content for reply in replies]
-        return arrays, self.strategy.train_metrics_aggr_fn(contents, self._weight_key)
-
-    def _as_model(self, combined: ArrayRecord) -> Arrays:
-        """What the inner strategy made, in the model's item types."""
-        arrays = _numpy(combined)
-        return {key: _cast(arrays[key], base.dtype) for key, base in self._received.items()}
-
-    def _reweighted(self, admission: Admission) -> Message:
-        """The reply as the inner strategy expects it, with our weight in place of the claim.
-
-        What only the ledger and the store hold has no metrics.
-        """
-        assert admission.update is not None
-        reply = admission.reply or Message(RecordDict(), SUPERLINK, MessageType.TRAIN)
-        sent = reply.content
-        content = RecordDict({k: v for k, v in sent.config_records.items() if k != messages.RECORD})
-        if not self._is_mean:
-            content[self._arrays_key] = _record_of(updates.apply(self._received, admission.update))
-        told = next(iter(sent.metric_records.values()), MetricRecord())
-        content["metrics"] = MetricRecord({**told, self._weight_key: 1.0})
-        reply.content = content
-        return reply
-
-    def _settle(self, version: Version, findings: Sequence[Finding], arrays: Arrays) -> None:
-        run = self._run
-        following = run.model(arrays, self._version + 1, self._examiner.error(arrays))
-        settlement = run.federation.settle(
-            version,
-            run.seed(self._version),
-            following,
-            findings,
-            last=self._version + 1 >= self._rounds,
-        )
-        self._version += 1
-        if settlement.short:
-            log(WARNING, "The pool could not pay all that was due: it was shared pro rata.")
-        log(
-            INFO,
-            "Version %d published: error %.4f, %g tokens paid, %g left in the pool",
-            self._version,
-            following.error_ppm / PPM,
-            sum(payment.amount for payment in settlement.payments) / TOKEN_UNITS,
-            run.federation.pool / TOKEN_UNITS,
-        )
-
-
-def _tell(device: str, reason: Refusal, detail: str) -> None:
+def tell(device: str, reason: Refusal, detail: str) -> None:
     who = "a node without an account" if device == NOBODY else device
     log(WARNING, "Refused %s: %s (%s)", who, reason, detail)
 
 
-def _found(device: str, reason: Refusal, detail: str) -> Finding:
-    _tell(device, reason, detail)
+def found(device: str, reason: Refusal, detail: str) -> Finding:
+    tell(device, reason, detail)
     return Finding(device, reason)
 
 
-def _keep_common_metrics(records: Sequence[MetricRecord]) -> None:
+def keep_common_metrics(records: Sequence[MetricRecord]) -> None:
     """Drop the metrics that not all devices sent in one kind: Flower would end the run on them."""
     for key in {key for record in records for key in record}:
         kinds = {_kind(record.get(key)) for record in records}
@@ -505,14 +234,9 @@ def _of_innermost(strategy: Strategy, name: str, default: str) -> str:
     return default
 
 
-def _numpy(record: ArrayRecord) -> Arrays:
+def numpy_of(record: ArrayRecord) -> Arrays:
     return {key: array.numpy() for key, array in record.items()}
 
 
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    whole = dtype.kind != "f" and array.dtype.kind == "f"
-    return np.asarray(np.rint(array) if whole else array).astype(dtype)
-
-
-def _record_of(arrays: Arrays) -> ArrayRecord:
+def record_of(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({key: Array(value) for key, value in arrays.items()})

@@ -1,12 +1,48 @@
 """papers/1: record and reward federated learning contributions."""
 
-from flower_chain.strategy.admission import Admission
-from flower_chain.strategy.base import LedgerStrategy
-from flower_chain.updates import apply
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from numpy.typing import NDArray
+
+from flower_chain import messages, updates
+from flower_chain.envelope import is_kept
+from flower_chain.errors import ConfigError, FormatError
+from flower_chain.examiner import Examiner
+from flower_chain.ledger.federation import Finding, Version
+from flower_chain.messages import Request, Samples
+from flower_chain.plan import RecordAndRewardPlan
+from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, sign
+from flower_chain.run import RecordAndRewardRun
+from flower_chain.strategy.admission import Admission, Admitter
+from flower_chain.strategy.base import (
+    LedgerStrategy,
+    found,
+    keep_common_metrics,
+    numpy_of,
+    record_of,
+    tell,
+)
+from flower_chain.strategy.settings import RecordAndRewardSettings
+from flower_chain.updates import Arrays, Format, apply
+
+SUPERLINK = 1
+"""Flower's number of the server's own node."""
 
 
 class RecordAndReward(LedgerStrategy):
     """Accepts an update for its class-sampled validation error, and pays for its data.
+
+    The inner strategy samples the nodes and evaluates. In between, each update is admitted,
+    submitted to the ledger, judged there, and paid for; what was accepted is aggregated, with equal
+    weights (papers/1 section II.B), never with those that devices claim.
 
     Source: I. Martinez, S. Francis, A. S. Hafid: "Record and Reward Federated Learning
     Contributions with Blockchain" (papers/1). Settings choose between its rules and a better one,
@@ -15,10 +51,11 @@ class RecordAndReward(LedgerStrategy):
     Parameters
     ----------
     strategy : Strategy
-        Any Flower strategy.
+        Any Flower strategy. If it is Flower's FedAvg the aggregate is the mean that
+        :func:`flower_chain.updates.mean` defines, and can be recomputed by anyone.
     examiner : Examiner
         The owner's validation data, and how a model is used on them.
-    settings : Settings
+    settings : RecordAndRewardSettings
 
     Raises
     ------
@@ -29,9 +66,296 @@ class RecordAndReward(LedgerStrategy):
     --------
     ::
 
-        strategy = RecordAndReward(FedAvg(), Examiner(x, y, predict), Settings(run="runs/first"))
+        settings = RecordAndRewardSettings(run="runs/first")
+        strategy = RecordAndReward(FedAvg(), Examiner(x, y, predict), settings)
         strategy.start(grid, initial_arrays, num_rounds=10)
     """
+
+    settings: RecordAndRewardSettings
+    _run: RecordAndRewardRun
+
+    def __init__(
+        self, strategy: Strategy, examiner: Examiner, settings: RecordAndRewardSettings
+    ) -> None:
+        super().__init__(strategy, settings)
+        self._examiner = examiner
+        self._is_mean = type(strategy) is FedAvg
+        settings.check_inner(self._inner)
+        self._hellos: dict[int, Hello] = {}
+        self._invited: dict[int, Hello] = {}
+        self._silent: list[Finding] = []
+
+    def _log_terms(self) -> None:
+        run = self._run
+        log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
+        log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Begin the run or continue it, then start as Flower does.
+
+        As :meth:`LedgerStrategy.start`.
+
+        Raises
+        ------
+        ConfigError
+            If the owner may need longer for a round than others must wait to pay it.
+        """
+        if self.settings.patience <= 3 * timeout:
+            raise ConfigError(
+                f"patience = {self.settings.patience}: a round may take {3 * timeout:g} s, and "
+                "before its end nobody should be able to have paid what the owner has not seen"
+            )
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Add to the inner strategy's messages a signed task and the validation samples."""
+        number = self._done + server_round
+        inner = list(self.strategy.configure_train(number, arrays, config, grid))
+        self._received = numpy_of(arrays)
+        version = self._run.federation.at(self._version)
+        nodes = [message.metadata.dst_node_id for message in inner]
+        self._silent = [] if version.closed else self._introduce(grid, nodes)
+        self._hello_timeout = self.settings.timeout
+        self._invited = {} if version.closed else self._wanted(nodes, version)
+        invited = [m for m in inner if m.metadata.dst_node_id in self._invited]
+        request = self._request()
+        for message in invited:
+            self._ask(message, request)
+        return invited
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Admit, submit, judge and pay the updates in `replies`, and publish the next model."""
+        admissions = self._admit(list(replies))
+        signed = [admission.signed for admission in admissions if admission.signed]
+        version = self._run.federation.collect(self._version, signed)
+        accepted, findings = self._judge(version, admissions)
+        arrays, metrics = self._aggregate(self._done + server_round, accepted)
+        self._settle(version, findings, arrays)
+        return record_of(arrays), metrics
+
+    def _open(self, grid: Grid, model: Arrays) -> Arrays:
+        settings = self.settings
+        plan = settings.plan(Format.of(model), self._examiner.digest, self._inner)
+        self._run = RecordAndRewardRun.start(
+            settings.path,
+            settings.ledger,
+            self._owner,
+            plan,
+            settings.funds,
+            model,
+            self._examiner.error,
+            settings.confirmations,
+        )
+        try:
+            self._enrol(self._allowlist or ())
+            version, arrays = self._run.current()
+        except BaseException:
+            self._run.close()
+            raise
+        self._done = self._version = version.number
+        is_empty = not version.verdicts and not version.findings
+        if version.closed and is_empty and self._done < self._rounds:
+            self._run.federation.reopen()  # what was to be the last round is not
+        if self._run.goes_on and not self._is_mean:
+            log(WARNING, "What %s kept in memory of earlier rounds is lost.", self._inner)
+        return arrays
+
+    def _wanted(self, nodes: Sequence[int], version: Version) -> dict[int, Hello]:
+        """Whom to ask: not those whose contribution is recorded and in the store, or refused."""
+        store = self._run.store
+        settled = {
+            verdict.device
+            for verdict in version.verdicts
+            if verdict.is_final and (verdict.reason or is_kept(store, verdict.signed.contribution))
+        }
+        known = {node: self._hellos[node] for node in nodes if node in self._hellos}
+        return {node: hello for node, hello in known.items() if hello.device not in settled}
+
+    def _introduce(self, grid: Grid, nodes: Sequence[int]) -> list[Finding]:
+        """Ask the nodes that are not known yet who they are; tell what went wrong."""
+        strangers = [node for node in nodes if node not in self._hellos]
+        answers = self._hear(grid, strangers, self._run.federation.domain)
+        hellos = {node: a for node, a in answers.items() if isinstance(a, Hello)}
+        findings = [answer for answer in answers.values() if isinstance(answer, Finding)]
+        enrolled = self._enrolled({hello.device for hello in hellos.values()})
+        for node, hello in hellos.items():
+            if hello.device in enrolled:
+                self._hellos[node] = hello
+            else:
+                findings.append(found(hello.device, Refusal.NOT_ENROLLED, f"node {node}"))
+        return findings
+
+    def _enrolled(self, devices: set[str]) -> set[str]:
+        """Those of the devices that are enrolled; with open enrolment all but the owner."""
+        if self._allowlist is None:
+            self._enrol(sorted(devices - {self._owner.address}))
+        return {device for device in devices if self._run.federation.is_enrolled(device)}
+
+    def _enrol(self, devices: Sequence[str]) -> None:
+        federation = self._run.federation
+        federation.enrol([device for device in devices if not federation.is_enrolled(device)])
+
+    def _ask(self, message: Message, request: Request[RecordAndRewardPlan]) -> None:
+        """Make the inner strategy's message one of ours."""
+        hello = self._invited[message.metadata.dst_node_id]
+        content = RecordDict(dict(message.content))
+        messages.write_request(content, request, self._samples(hello.device, hello.classes))
+        message.content = content
+
+    def _request(self) -> Request[RecordAndRewardPlan]:
+        run = self._run
+        task = Task(self._version, updates.digest_of(self._received), run.plan.digest)
+        domain = run.federation.domain
+        return Request(task, sign(task.encode(domain), self._owner), domain, run.plan)
+
+    def _samples(self, device: str, classes: Sequence[int]) -> Samples:
+        """The validation samples of a device for the current version."""
+        return Samples(*self._examiner.draw(*self._draw(device, classes)))
+
+    def _draw(self, device: str, classes: Sequence[int]) -> tuple[bytes, str, Sequence[int], int]:
+        """What decides which samples a device gets for the current version."""
+        run = self._run
+        return run.seed(self._version), device, classes, run.plan.samples_per_class
+
+    def _admit(self, replies: Sequence[Message]) -> list[Admission]:
+        """Check all replies, in more threads than cores: they also wait for the disk."""
+        # What Flower says of a node that is gone comes from the SuperLink.
+        replies = [reply for reply in replies if reply.metadata.src_node_id in self._invited]
+        senders = [self._invited[reply.metadata.src_node_id] for reply in replies]
+        with ThreadPoolExecutor() as pool:
+            admissions = list(pool.map(self._admitter().admit, senders, replies))
+        silent = set(self._invited.values()) - set(senders)
+        admissions += [Admission(hello, Refusal.NO_ANSWER, "in time") for hello in silent]
+        return sorted(admissions, key=lambda admission: admission.device.lower())
+
+    def _admitter(self) -> Admitter:
+        run = self._run
+        return Admitter(self._owner, run.federation.domain, run.plan, run.store, self._received)
+
+    def _check_evidence(self, admission: Admission) -> Admission:
+        if admission.reason or self._evidence_fits(admission):
+            return admission
+        return admission.refused(Refusal.FALSE_EVIDENCE, "its errors are not those of the update")
+
+    def _judge(
+        self, version: Version, admissions: Sequence[Admission]
+    ) -> tuple[list[Admission], list[Finding]]:
+        """Of what the contract accepted, what is in order; and what was found wrong, here or there.
+
+        The ledger knows more than the replies if a device submitted its contribution itself, or if
+        the server was killed after it had submitted some.
+        """
+        replied = {a.signed.contribution: a for a in admissions if a.signed}
+        admitter = self._admitter()
+        recorded = {
+            verdict.device: self._check_evidence(
+                replied.get(verdict.signed.contribution) or admitter.admit_recorded(verdict.signed)
+            )
+            for verdict in version.accepted
+        }
+        accepted = [admission for admission in recorded.values() if not admission.reason]
+        refused = [admission for admission in recorded.values() if admission.reason]
+        unsigned = [admission for admission in admissions if not admission.signed]
+        for verdict in version.verdicts:
+            if verdict.reason:
+                tell(verdict.device, verdict.reason, "by the contract")
+        for admission in refused + unsigned:
+            tell(admission.device, admission.reason, admission.detail)
+        total = len(version.verdicts) + len(unsigned)
+        log(INFO, "aggregate_train: %d updates accepted of %d", len(accepted), total)
+        findings = [Finding(admission.device, admission.reason) for admission in refused]
+        # A second node of a device that has contributed costs the device nothing.
+        known = {verdict.device for verdict in version.verdicts if verdict.is_final}
+        findings += [Finding(NOBODY if a.device in known else a.device, a.reason) for a in unsigned]
+        return accepted, self._silent + findings
+
+    def _aggregate(
+        self, server_round: int, accepted: Sequence[Admission]
+    ) -> tuple[Arrays, MetricRecord | None]:
+        """T_{k+1} and the metrics; T_k again if nothing was accepted."""
+        if not accepted:
+            log(WARNING, "No update was accepted: the next version is the same model.")
+            return self._received, None
+        replies = [self._reweighted(admission) for admission in accepted]
+        keep_common_metrics([reply.content.metric_records["metrics"] for reply in replies])
+        arrays, metrics = self._combine(server_round, accepted, replies)
+        try:
+            updates.check_finite(arrays)
+            self._examiner.error(arrays)
+        except FormatError as fault:
+            log(WARNING, "The aggregate is no model (%s): the next version is the same.", fault)
+            return self._received, metrics
+        return arrays, metrics
+
+    def _combine(
+        self, server_round: int, accepted: Sequence[Admission], replies: Sequence[Message]
+    ) -> tuple[Arrays, MetricRecord | None]:
+        if not self._is_mean:
+            combined, metrics = self.strategy.aggregate_train(server_round, replies)
+            return (self._received if combined is None else self._as_model(combined)), metrics
+        assert isinstance(self.strategy, FedAvg)
+        changes = [a.update for a in accepted if a.update is not None]
+        arrays = updates.mean(self._received, changes, self._run.plan.learning_rate)
+        contents = [reply.content for reply in replies]
+        return arrays, self.strategy.train_metrics_aggr_fn(contents, self._weight_key)
+
+    def _as_model(self, combined: ArrayRecord) -> Arrays:
+        """What the inner strategy made, in the model's item types."""
+        arrays = numpy_of(combined)
+        return {key: _cast(arrays[key], base.dtype) for key, base in self._received.items()}
+
+    def _reweighted(self, admission: Admission) -> Message:
+        """The reply as the inner strategy expects it, with our weight in place of the claim.
+
+        What only the ledger and the store hold has no metrics.
+        """
+        assert admission.update is not None
+        reply = admission.reply or Message(RecordDict(), SUPERLINK, MessageType.TRAIN)
+        sent = reply.content
+        content = RecordDict({k: v for k, v in sent.config_records.items() if k != messages.RECORD})
+        if not self._is_mean:
+            content[self._arrays_key] = record_of(updates.apply(self._received, admission.update))
+        told = next(iter(sent.metric_records.values()), MetricRecord())
+        content["metrics"] = MetricRecord({**told, self._weight_key: 1.0})
+        reply.content = content
+        return reply
+
+    def _settle(self, version: Version, findings: Sequence[Finding], arrays: Arrays) -> None:
+        run = self._run
+        following = run.model(arrays, self._version + 1, self._examiner.error(arrays))
+        settlement = run.federation.settle(
+            version,
+            run.seed(self._version),
+            following,
+            findings,
+            last=self._version + 1 >= self._rounds,
+        )
+        self._version += 1
+        if settlement.short:
+            log(WARNING, "The pool could not pay all that was due: it was shared pro rata.")
+        log(
+            INFO,
+            "Version %d published: error %.4f, %g tokens paid, %g left in the pool",
+            self._version,
+            following.error_ppm / PPM,
+            sum(payment.amount for payment in settlement.payments) / TOKEN_UNITS,
+            run.federation.pool / TOKEN_UNITS,
+        )
 
     def _evidence_fits(self, admission: Admission) -> bool:
         assert admission.signed is not None
@@ -44,3 +368,8 @@ class RecordAndReward(LedgerStrategy):
             self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    whole = dtype.kind != "f" and array.dtype.kind == "f"
+    return np.asarray(np.rint(array) if whole else array).astype(dtype)

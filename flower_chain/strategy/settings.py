@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Self
@@ -12,15 +12,14 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import is_address, to_checksum_address
 
 from flower_chain.errors import ConfigError
-from flower_chain.keys import HOME, load, load_or_create
-from flower_chain.plan import Plan
+from flower_chain.keys import HOME, address_of, load, load_or_create
+from flower_chain.plan import BlockFlowPlan, RecordAndRewardPlan
 from flower_chain.records import TOKEN_UNITS, to_ppm
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.run import TOKEN_SUPPLY, Funds
 from flower_chain.updates import Format
 
 PREFIX = "chain."
-SCHEMES = ("record-and-reward", "fedavg")
 VARIABLE = re.compile(r"\$\{\w+\}")
 PASSWORD = re.compile("//[^/?#]*[^/?#:@]@")
 """In a URL without its variables."""
@@ -28,17 +27,15 @@ PASSWORD = re.compile("//[^/?#]*[^/?#:@]@")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run.
+    """The settings of a run, whatever its scheme.
 
-    In a run-config each has the prefix ``chain.`` and hyphens: ``chain.max-data-cost = 1000``.
+    In a run-config each has the prefix ``chain.`` and hyphens: ``chain.owner-key = "owner.key"``.
 
     Parameters
     ----------
     run : str
         Folder of the run's records; made if it is not there, and if it holds a run, that is
         continued. Empty in a run-config for ``~/.flower-chain/runs/`` with Flower's id of the run.
-    scheme : str
-        ``record-and-reward``, or ``fedavg`` for plain Flower.
     ledger : str
         ``embedded``, or the URL of a node's JSON-RPC endpoint; ``${NAME}`` in it stands for an
         environment variable, so that no secret stands in a run-config.
@@ -51,10 +48,94 @@ class Settings:
         File with the accounts of the devices, one on a line; ``open`` takes whoever answers, for
         simulations only.
     readers : str
-        File with public keys, one on a line, of accounts that may open the updates beside the
-        owner: auditors, say. ``flower-chain keys show FILE --public-key`` prints one.
+        File with public keys, one on a line, of accounts that may open what is sealed beside those
+        who must: auditors, say. ``flower-chain keys show FILE --public-key`` prints one.
     token : str
-        Address of the ERC-20 that rewards are paid in; empty deploys one.
+        Address of the ERC-20 that is paid in; empty deploys one.
+    timeout : int
+        Seconds to wait for a device to introduce itself.
+    confirmations : int
+        Blocks of a node's chain that must hold or follow a transaction before it counts.
+
+    Raises
+    ------
+    ConfigError
+        If a value can't be used.
+    """
+
+    run: str
+    _: KW_ONLY
+    ledger: str = "embedded"
+    owner_key: str = ""
+    keys: str = ""
+    enrol: str = "open"
+    readers: str = ""
+    token: str = ""
+    timeout: int = 60
+    confirmations: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        if not self.run:
+            raise refused("run", self.run, "it must name a folder")
+        if PASSWORD.search(VARIABLE.sub("", self.ledger)):
+            shown = re.sub("//[^/?#]*@", "//***@", self.ledger)
+            raise refused("ledger", shown, "no password stands in a run-config: write ${NAME}")
+        if self.token and not is_address(self.token):
+            raise refused("token", self.token, "it must be an address")
+        for name in ("timeout", "confirmations"):
+            if getattr(self, name) <= 0:
+                raise refused(name, getattr(self, name), "it must be positive")
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any], run_id: int) -> Self:
+        """The settings in the run-config of a Flower run: the keys that begin with ``chain.``.
+
+        Those of other schemes may be there too, as an app lists them all.
+        """
+        known = {field.name for field in fields(cls)}
+        values = {}
+        for key, value in run_config.items():
+            if key.startswith(PREFIX):
+                name = key.removeprefix(PREFIX).replace("-", "_")
+                if name not in DEFAULTS:
+                    raise ConfigError(f"unknown setting {key} = {value!r}")
+                values[name] = value
+        values["run"] = values.get("run") or str(HOME / "runs" / str(run_id))
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run's records."""
+        return Path(self.run).expanduser()
+
+    @property
+    def token_address(self) -> str | None:
+        """Checksum address of the ERC-20; None deploys one."""
+        return to_checksum_address(self.token) if self.token else None
+
+    def owner(self) -> LocalAccount:
+        """The owner's account, or KeyFileError; a key file that is named must be there."""
+        if self.owner_key:
+            return load(Path(self.owner_key).expanduser())
+        return load_or_create(self.path / "owner.key")
+
+    def allowlist(self) -> Sequence[str] | None:
+        """The accounts to enrol, or None if enrolment is open."""
+        return None if self.enrol == "open" else read_accounts(Path(self.enrol))
+
+    def reader_keys(self) -> str:
+        """The public keys of the readers, as the plan holds them."""
+        return " ".join(_lines("readers", Path(self.readers))) if self.readers else ""
+
+
+@dataclass(frozen=True)
+class RecordAndRewardSettings(Settings):
+    """The settings of a run of record-and-reward: those of :class:`Settings`, and its own.
+
+    Parameters
+    ----------
     pool : float
         Tokens that the owner puts into the pool.
     rate : float
@@ -75,10 +156,6 @@ class Settings:
         eta in T + eta * mean of the accepted updates; 1 unless the inner strategy is FedAvg.
     patience : int
         Seconds after which anyone may pay what the owner left unpaid.
-    timeout : int
-        Seconds to wait for a device to introduce itself.
-    confirmations : int
-        Blocks of a node's chain that must hold or follow a transaction before it counts.
 
     Raises
     ------
@@ -86,14 +163,6 @@ class Settings:
         If a value can't be used.
     """
 
-    run: str
-    scheme: str = "record-and-reward"
-    ledger: str = "embedded"
-    owner_key: str = ""
-    keys: str = ""
-    enrol: str = "open"
-    readers: str = ""
-    token: str = ""
     pool: float = 1000.0
     rate: float = 0.001
     rule: str = "gain"
@@ -107,72 +176,31 @@ class Settings:
     tolerance: float = 0.01
     learning_rate: float = 1.0
     patience: int = 7 * 24 * 3600
-    timeout: int = 60
-    confirmations: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
-        if self.scheme not in SCHEMES:
-            raise _refused("scheme", self.scheme, f"it must be one of {', '.join(SCHEMES)}")
-        if not self.run:
-            raise _refused("run", self.run, "it must name a folder")
-        if PASSWORD.search(VARIABLE.sub("", self.ledger)):
-            shown = re.sub("//[^/?#]*@", "//***@", self.ledger)
-            raise _refused("ledger", shown, "no password stands in a run-config: write ${NAME}")
-        if self.token and not is_address(self.token):
-            raise _refused("token", self.token, "it must be an address")
-        for name in ("timeout", "confirmations"):
-            if getattr(self, name) <= 0:
-                raise _refused(name, getattr(self, name), "it must be positive")
+        super().__post_init__()
         Rule.named(self.rule)
         for name in ("threshold", "gain", "clear", "harm", "least", "tolerance"):
             if not 0 <= getattr(self, name) <= 1:
-                raise _refused(name, getattr(self, name), "it must be in [0, 1]")
+                raise refused(name, getattr(self, name), "it must be in [0, 1]")
         for name in ("rate", "pool"):
             _token_units(name, getattr(self, name))
-
-    @classmethod
-    def from_run_config(cls, run_config: Mapping[str, Any], run_id: int) -> Self:
-        """The settings in the run-config of a Flower run: the keys that begin with ``chain.``."""
-        known = {field.name for field in fields(cls)}
-        values = {}
-        for key, value in run_config.items():
-            if key.startswith(PREFIX):
-                name = key.removeprefix(PREFIX).replace("-", "_")
-                if name not in known:
-                    raise ConfigError(f"unknown setting {key} = {value!r}")
-                values[name] = value
-        values["run"] = values.get("run") or str(HOME / "runs" / str(run_id))
-        return cls(**values)
-
-    @property
-    def path(self) -> Path:
-        """Folder of the run's records."""
-        return Path(self.run).expanduser()
-
-    def owner(self) -> LocalAccount:
-        """The owner's account, or KeyFileError; a key file that is named must be there."""
-        if self.owner_key:
-            return load(Path(self.owner_key).expanduser())
-        return load_or_create(self.path / "owner.key")
 
     @property
     def funds(self) -> Funds:
         """What the run pays with."""
-        token = to_checksum_address(self.token) if self.token else None
-        return Funds(_token_units("pool", self.pool), token)
+        return Funds(_token_units("pool", self.pool), self.token_address)
 
     def check_inner(self, inner: str) -> None:
         """ConfigError unless the settings fit a wrapped strategy of class `inner`."""
         if self.learning_rate != 1 and inner != "FedAvg":
-            raise _refused(
+            raise refused(
                 "learning_rate",
                 self.learning_rate,
                 f"{inner} has its own step, only FedAvg's mean can be scaled",
             )
 
-    def plan(self, model: Format, validation_digest: str, inner: str) -> Plan:
+    def plan(self, model: Format, validation_digest: str, inner: str) -> RecordAndRewardPlan:
         """The terms of a new run.
 
         Parameters
@@ -189,7 +217,7 @@ class Settings:
             If the terms don't fit together.
         """
         self.check_inner(inner)
-        return Plan(
+        return RecordAndRewardPlan(
             run=secrets.token_hex(16),
             model=model,
             rule=Rule.named(self.rule),
@@ -210,13 +238,98 @@ class Settings:
             readers=self.reader_keys(),
         )
 
-    def allowlist(self) -> Sequence[str] | None:
-        """The accounts to enrol, or None if enrolment is open."""
-        return None if self.enrol == "open" else read_accounts(Path(self.enrol))
 
-    def reader_keys(self) -> str:
-        """The public keys of the readers, as the plan holds them."""
-        return " ".join(_lines("readers", Path(self.readers))) if self.readers else ""
+@dataclass(frozen=True)
+class BlockFlowSettings(Settings):
+    """The settings of a BlockFLow experiment: those of :class:`Settings`, and its own.
+
+    Parameters
+    ----------
+    bond : float
+        Tokens that each agent posts; in a token of the run's own the owner gives them to it.
+    stake : float
+        How many of them are shared by score in each round.
+    quorum : int
+        How many agents must post their bond; 0 for all that introduced themselves. M colluding
+        agents can only do no harm if it is larger than 2 M.
+    train_seconds, stage_seconds : int
+        How long training, and each of the other stages of a round, may take at most: who is later
+        is eliminated, and loses what is left of its bond.
+    metric : str
+        What of the agents' ``evaluate()`` is the score of a model, in [0, 1].
+
+    Raises
+    ------
+    ConfigError
+        If a value can't be used.
+    """
+
+    bond: float = 10.0
+    stake: float = 1.0
+    quorum: int = 0
+    train_seconds: int = 3600
+    stage_seconds: int = 600
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("bond", "stake"):
+            _token_units(name, getattr(self, name))
+        if self.quorum < 0:
+            raise refused("quorum", self.quorum, "it must not be negative")
+        for name in ("train_seconds", "stage_seconds"):
+            if not 0 < getattr(self, name) < 2**32:
+                raise refused(name, getattr(self, name), "it must be positive, and below 2^32")
+
+    def plan(
+        self, model: Format, first: bytes, inner: str, rounds: int, agents: Sequence[bytes]
+    ) -> BlockFlowPlan:
+        """The terms of a new experiment.
+
+        Parameters
+        ----------
+        model : Format
+        first : bytes
+            SHA-256 of the canonical bytes of the first model.
+        inner : str
+            Class of the wrapped strategy.
+        rounds : int
+            R.
+        agents : sequence of bytes
+            The public keys of the agents, 64 bytes each, in any order.
+
+        Raises
+        ------
+        ConfigError
+            If the terms don't fit together.
+        """
+        ordered = sorted(agents, key=lambda key: address_of(key).lower())
+        return BlockFlowPlan(
+            run=secrets.token_hex(16),
+            model=model,
+            inner=inner,
+            readers=self.reader_keys(),
+            first=first.hex(),
+            agents=" ".join(key.hex() for key in ordered),
+            rounds=rounds,
+            quorum=self.quorum or len(ordered),
+            bond=_token_units("bond", self.bond),
+            stake=_token_units("stake", self.stake),
+            train_s=self.train_seconds,
+            stage_s=self.stage_seconds,
+            metric=self.metric,
+        )
+
+
+SCHEMES: dict[str, type[Settings]] = {
+    "record-and-reward": RecordAndRewardSettings,
+    "blockflow": BlockFlowSettings,
+}
+
+DEFAULTS = {"scheme": "record-and-reward"} | {
+    field.name: field.default for kind in SCHEMES.values() for field in fields(kind)
+}
+"""Every setting of every scheme, and what it is where nothing is said."""
 
 
 def _lines(name: str, path: Path) -> list[str]:
@@ -252,21 +365,21 @@ def _token_units(name: str, tokens: float) -> int:
     try:
         units = Decimal(str(tokens)) * TOKEN_UNITS
     except InvalidOperation:
-        raise _refused(name, tokens, "it must be a number of tokens") from None
+        raise refused(name, tokens, "it must be a number of tokens") from None
     if not units.is_finite() or units < 0:
-        raise _refused(name, tokens, "it must not be negative")
-    if name == "pool" and units > TOKEN_SUPPLY:
-        raise _refused(name, tokens, "it must be at most a billion tokens")
+        raise refused(name, tokens, "it must not be negative")
+    if name in ("pool", "bond") and units > TOKEN_SUPPLY:
+        raise refused(name, tokens, "it must be at most a billion tokens")
     if name == "rate" and units >= 2**64:
-        raise _refused(name, tokens, "it must be below 18.4 tokens for each data point")
+        raise refused(name, tokens, "it must be below 18.4 tokens for each data point")
     return int(units)
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:
     allowed = (int, float) if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise _refused(name, value, f"it must be of type {kind.__name__}")
+        raise refused(name, value, f"it must be of type {kind.__name__}")
 
 
-def _refused(name: str, value: object, rule: str) -> ConfigError:
+def refused(name: str, value: object, rule: str) -> ConfigError:
     return ConfigError(f"{name.replace('_', '-')} = {value!r}: {rule}")

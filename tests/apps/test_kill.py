@@ -16,7 +16,7 @@ import pytest
 
 from flower_chain import keys
 from flower_chain.ledger.federation import History
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -95,18 +95,18 @@ def history(folder: Path) -> History:
     """What the ledger holds, if there is a run yet."""
     if not (folder / "run" / "run.json").exists():
         return History()
-    with closing(Run.open(folder / "run")) as run:
+    with closing(RecordAndRewardRun.open(folder / "run")) as run:
         return run.federation.history()
 
 
-def finish(folder: Path, rounds: int) -> Run:
+def finish(folder: Path, rounds: int) -> RecordAndRewardRun:
     """Let a run come to its end."""
     with serving(folder, rounds) as (process, log):
         assert process.wait(PATIENCE) == 0, log.read_text()[-3000:]
-    return Run.open(folder / "run")
+    return RecordAndRewardRun.open(folder / "run")
 
 
-def account_of(run: Run) -> list[object]:
+def account_of(run: RecordAndRewardRun) -> list[object]:
     """What must be the same in every run of as many rounds on the same devices."""
     found = run.federation.history()
     held = run.token.call("balanceOf", run.federation.contract.address)
@@ -118,7 +118,7 @@ def account_of(run: Run) -> list[object]:
     ]
 
 
-def checked(run: Run) -> dict[str, int]:
+def checked(run: RecordAndRewardRun) -> dict[str, int]:
     """What an auditor with everything finds."""
     owner = keys.load(run.store.path.parent / "owner.key")  # type: ignore[attr-defined]
     *_, report = verify(run, owner, examiner())

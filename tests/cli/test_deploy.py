@@ -13,7 +13,7 @@ from softmax import fresh
 from typer.testing import Result
 
 from flower_chain.ledger import JsonRpcLedger
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 
 Call = Callable[..., Result]
 FUNCTIONS = ("--model", "softmax:fresh", "--examiner", "softmax:examiner")
@@ -51,7 +51,7 @@ def test_the_server_goes_on_with_what_was_deployed(call, tmp_path, where):
     file = write_config(federation, where)
     done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS)
     assert done.exit_code == 0, done.output
-    with closing(Run.open(tmp_path / "run")) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         contract = run.pointers.contract
         assert run.federation.version == 0
         assert run.federation.pool == 25 * TOKEN // 2
@@ -125,7 +125,7 @@ def test_open_enrolment_is_told_and_enrols_nobody(call, tmp_path):
     file = write_config(federation, enrol="open")
     done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS)
     assert "whoever answers" in done.output
-    with closing(Run.open(tmp_path / "run")) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         assert not any(run.federation.is_enrolled(account) for account in federation.accounts)
 
 
@@ -181,7 +181,7 @@ def test_the_model_may_be_arrays_as_flower_has_them(call, tmp_path):
     functions = ("--model", "as_flower:model", *FUNCTIONS[2:])
     done = call("deploy", tmp_path, "--run-config", file, *functions)
     assert done.exit_code == 0, done.output
-    with closing(Run.open(tmp_path / "run")) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         _, arrays = run.current()
     assert {key: array.shape for key, array in arrays.items()} == {
         key: array.shape for key, array in fresh().items()

@@ -15,7 +15,7 @@ from web3 import HTTPProvider, Web3
 
 from flower_chain import keys
 from flower_chain.cli.money import in_full
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy import LedgerStrategy
 
 Call = Callable[..., Result]
@@ -46,9 +46,9 @@ def owner_key(federation: Federation) -> Path:
     return federation.path / "owner.key"
 
 
-def asked(run: Path, question: Callable[[Run], Any]) -> Any:
+def asked(run: Path, question: Callable[[RecordAndRewardRun], Any]) -> Any:
     """What the ledger says."""
-    with closing(Run.open(run)) as opened:
+    with closing(RecordAndRewardRun.open(run)) as opened:
         return question(opened)
 
 
@@ -204,7 +204,7 @@ def test_nothing_is_sent_while_the_server_holds_the_embedded_ledger(call, tmp_pa
     federation = Federation(tmp_path, devices=2)
     federation.run(rounds=1)
     run, key = tmp_path / "run", tmp_path / "owner.key"
-    with closing(Run.open(run, OWNER)):
+    with closing(RecordAndRewardRun.open(run, OWNER)):
         assert_refused(call("fund", run, "1", "--key", key), "JournalError", "in use")
         assert call("fund", run, "1", "--key", key, "--dry-run").exit_code == 0
 

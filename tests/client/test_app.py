@@ -654,7 +654,7 @@ def test_an_evaluate_that_returns_an_error_is_told(unmeasured: Bench) -> None:
 
     ask = refusing(unmeasured, evaluate, Rule.TREND)
 
-    with pytest.raises(TaskRefused, match="failed on the owner's samples: out of memory"):
+    with pytest.raises(TaskRefused, match=r"evaluate\(\) failed: out of memory"):
         ask()
 
 

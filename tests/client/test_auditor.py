@@ -11,11 +11,12 @@ import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.client.auditor import Auditor, Peers
+from flower_chain.client.auditor import Auditor
 from flower_chain.errors import FormatError, TaskRefused
 from flower_chain.keys import public_key
 from flower_chain.ledger import Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage, Terms
+from flower_chain.peers import Peers
 from flower_chain.records import Domain, Scores, TrainedModel, sign
 from flower_chain.rules.blockflow import ONE, score
 from flower_chain.store.cid import cid_of, cid_to_bytes

@@ -10,14 +10,14 @@ from web3 import HTTPProvider, Web3
 
 from flower_chain.ledger.federation import History
 from flower_chain.records import Refusal
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 
 pytestmark = pytest.mark.slow
 
 
 def history(run: Path) -> History:
     """What the ledger holds."""
-    with closing(Run.open(run)) as opened:
+    with closing(RecordAndRewardRun.open(run)) as opened:
         return opened.federation.history()
 
 

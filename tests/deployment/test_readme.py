@@ -11,7 +11,7 @@ import pytest
 from machines import HOSPITALS, Machines, blocks, machines
 
 from flower_chain.keys import load
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_every_device_is_accepted_in_every_round_and_paid(finished, shown):
 def test_the_money_left_the_contract(finished, shown):
     assert shown["pool"] == "0"
     assert all(device["balance"] == "0" < device["earned"] for device in shown["devices"])
-    with closing(Run.open(finished.run)) as run:
+    with closing(RecordAndRewardRun.open(finished.run)) as run:
         assert run.token.call("balanceOf", run.pointers.contract) == 0
         for device in shown["devices"]:
             assert run.token.call("balanceOf", device["account"]) == int(device["earned"])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.ledger.federation import Federation
-from flower_chain.plan import MAX_DATA_COST, MAX_RATE, Plan
+from flower_chain.plan import MAX_DATA_COST, MAX_RATE, RecordAndRewardPlan
 from flower_chain.records import PPM, UNMEASURED, Contribution, Refusal, Signed, sign
 from flower_chain.rules.record_and_reward import (
     MAX_ERRORS,
@@ -33,7 +33,7 @@ from flower_chain.rules.record_and_reward import (
     open_error,
     quality,
 )
-from flower_chain.run import Funds, Run
+from flower_chain.run import Funds, RecordAndRewardRun
 from flower_chain.updates import Arrays, Format
 
 Table = NDArray[np.float64]
@@ -522,7 +522,7 @@ def claims(draw: st.DrawFn, terms: Terms) -> tuple[int, list[int]]:
 @contextmanager
 def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
     """A run with these terms, as the package begins one, its devices enrolled."""
-    plan = Plan(
+    plan = RecordAndRewardPlan(
         run=secrets.token_hex(8),
         model=Format.of(MODEL),
         rule=terms.rule,
@@ -542,7 +542,9 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         tolerance_ppm=0,
         readers="",
     )
-    run = Run.start(path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED)
+    run = RecordAndRewardRun.start(
+        path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED
+    )
     run.federation.enrol([device.address for device in DEVICES])
     yield run.federation
     run.close()

@@ -40,7 +40,7 @@ from flower_chain.ledger.federation import Finding
 from flower_chain.messages import HELLO, RECORD, SEALED
 from flower_chain.records import NOBODY, Refusal
 from flower_chain.rules.record_and_reward import Rule, evidence
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.store.seal import seal
 from flower_chain.updates import Arrays, mean, pack
@@ -790,7 +790,7 @@ def test_a_model_that_the_examiner_fails_on_costs_its_update(
     strategy._examiner = Examiner(*(part[:300] for part in digits()), picky)
     result = strategy.start(trio.grid, record(trio.initial), num_rounds=1)
 
-    with closing(Run.open(trio.path / "run")) as run:
+    with closing(RecordAndRewardRun.open(trio.path / "run")) as run:
         (finding,) = run.federation.history().versions[0].findings
     assert finding == Finding(trio.accounts[-1], Refusal.FALSE_EVIDENCE)
     assert len(result.arrays) == 2

@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 
 from flower_chain.errors import LedgerError, NodeError, WrongChain
 from flower_chain.ledger import JsonRpcLedger
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 
 
 def test_a_run_on_a_node_is_recorded_paid_and_verified(tmp_path, anvil):
@@ -28,7 +28,7 @@ def test_a_node_on_another_chain_than_the_run_is_refused(tmp_path, anvil):
     chain_id = outcome.run.pointers.chain_id
     pointers.write_text(pointers.read_text().replace(f'"chain_id": {chain_id}', '"chain_id": 7'))
     with pytest.raises(WrongChain, match=f"is on chain {chain_id}, but the run is on 7"):
-        Run.open(outcome.path)
+        RecordAndRewardRun.open(outcome.path)
 
 
 def test_a_journal_of_another_chain_than_the_run_is_refused(tmp_path):
@@ -36,7 +36,7 @@ def test_a_journal_of_another_chain_than_the_run_is_refused(tmp_path):
     second = Federation(tmp_path / "b", devices=2).run()
     (first.path / "ledger.journal").write_bytes((second.path / "ledger.journal").read_bytes())
     with pytest.raises(WrongChain, match="the journal is of chain"):
-        Run.open(first.path)
+        RecordAndRewardRun.open(first.path)
 
 
 def test_an_unreachable_node_ends_the_run_before_training(tmp_path):

@@ -23,7 +23,7 @@ from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation as OnLedger
 from flower_chain.messages import Request
 from flower_chain.records import NOBODY, Contribution, Domain, Refusal, Signed, Task, sign
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.strategy import LedgerStrategy
 from flower_chain.updates import digest, pack
@@ -105,7 +105,7 @@ def test_what_a_shared_store_has_lost_comes_by_message(
         patch.setattr(LedgerStrategy, "_admit", die)
         with pytest.raises(ServerDied):
             federation.run(ledger=anvil)
-    with closing(Run.open(tmp_path / "run")) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         for verdict in run.federation.current().verdicts:
             (tmp_path / "run" / "store" / cid_from_bytes(verdict.signed.contribution.cid)).unlink()
     outcome = federation.run(ledger=anvil)

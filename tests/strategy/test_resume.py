@@ -31,7 +31,7 @@ from flower_chain.ledger import federation as federation_module
 from flower_chain.ledger.federation import Federation as OnLedger
 from flower_chain.ledger.federation import Version
 from flower_chain.records import Refusal
-from flower_chain.run import Pointers, Run
+from flower_chain.run import Pointers, RecordAndRewardRun
 from flower_chain.store import DirectoryStore, directory
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import digest, pack
@@ -279,7 +279,7 @@ def test_a_run_with_other_terms_is_refused(
     with pytest.raises(ConfigError, match=difference):
         federation.run(rounds=2, **changed)
 
-    assert Run.open(tmp_path / "run").federation.history() == before
+    assert RecordAndRewardRun.open(tmp_path / "run").federation.history() == before
 
 
 def test_another_strategy_is_refused(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_other_validation_data_are_refused(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_continued(tmp_path: Path) -> None:
     federation = Federation(tmp_path, devices=2)
     federation.run()
-    with closing(Run.open(tmp_path / "run", OWNER)) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run", OWNER)) as run:
         run.federation.finish()
 
     with pytest.raises(ConfigError, match="is finished"):
@@ -347,7 +347,7 @@ def test_two_servers_at_once_are_refused(tmp_path: Path) -> None:
     federation = Federation(tmp_path, devices=2)
     federation.run()
     with (
-        closing(Run.open(tmp_path / "run", OWNER)),
+        closing(RecordAndRewardRun.open(tmp_path / "run", OWNER)),
         pytest.raises(JournalError, match="in use by another process"),
     ):
         federation.run(rounds=2)
@@ -465,7 +465,7 @@ def test_payments_that_anybody_made_while_the_owner_was_away_stand(
     bad, patience = federation.accounts[0], 8 * 24 * 3600
     now = time.time()
     monkeypatch.setattr(embedded.time, "time", lambda: now + patience)
-    with closing(Run.open(tmp_path / "run", OWNER)) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run", OWNER)) as run:
         (version,) = run.federation.history().versions
         (cid,) = [v.signed.contribution.cid for v in version.verdicts if v.device == bad]
         # Whoever sends it, once patience is over: on this ledger only the owner has gas.
@@ -490,7 +490,7 @@ def test_a_version_that_is_not_settled_is_checked_as_far_as_it_can_be(tmp_path: 
     federation = Federation(tmp_path, devices=3)
     with killed_at(5, "send", after=True), pytest.raises(Killed):
         federation.run()
-    with closing(Run.open(tmp_path / "run")) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         (version,) = run.federation.history().versions
         (run.store.path / cid_from_bytes(version.verdicts[0].signed.contribution.cid)).unlink()
         *_, report = verify(run, OWNER, examiner())
@@ -505,7 +505,7 @@ def test_payments_that_were_cut_short_are_checked(
     federation = Federation(tmp_path, devices=3)
     with killed_at(10, "send", after=True), pytest.raises(Killed):
         federation.run()  # three enrolments, three submissions, one payment
-    with closing(Run.open(tmp_path / "run")) as run:
+    with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         (version,) = run.federation.history().versions
         assert len(version.payments) == 1
         *_, report = verify(run, OWNER, examiner())

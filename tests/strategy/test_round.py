@@ -27,7 +27,7 @@ from flower_chain.errors import ConfigError
 from flower_chain.keys import public_key
 from flower_chain.records import PPM, Refusal
 from flower_chain.rules.record_and_reward import gain_quality
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.updates import Arrays, apply, difference, digest, mean, pack
 from flower_chain.verify import verify
 
@@ -74,7 +74,7 @@ def test_an_auditor_finds_nothing_wrong(federation: Federation) -> None:
 def test_whoever_opens_the_run_later_reads_the_same(federation: Federation) -> None:
     outcome = federation.run(rounds=2)
 
-    opened = Run.open(federation.path / "run")
+    opened = RecordAndRewardRun.open(federation.path / "run")
 
     assert opened.federation.history() == outcome.history
     *_, report = verify(opened, OWNER, examiner())

@@ -7,7 +7,7 @@ from federation import Federation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_chain import Settings
+from flower_chain import RecordAndRewardSettings
 from flower_chain.errors import ConfigError, KeyFileError
 from flower_chain.keys import HOME
 from flower_chain.strategy.settings import read_accounts
@@ -40,38 +40,37 @@ OTHER = Account.from_key(b"\2" * 32).address
 )
 def test_a_value_of_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name.replace('_', '-')} = .*must be of type"):
-        Settings(**({"run": "runs/one"} | {name: value}))
+        RecordAndRewardSettings(**({"run": "runs/one"} | {name: value}))
 
 
 @pytest.mark.parametrize("name", ["pool", "rate", "threshold", "learning_rate"])
 def test_a_whole_number_is_a_float_too(name: str) -> None:
-    assert getattr(Settings(run="runs/one", **{name: 1}), name) == 1
+    assert getattr(RecordAndRewardSettings(run="runs/one", **{name: 1}), name) == 1
 
 
 @pytest.mark.parametrize("name", ["threshold", "gain", "clear", "harm", "least", "tolerance"])
 @pytest.mark.parametrize("value", [-0.001, 1.001, float("nan"), float("inf")])
 def test_a_share_must_be_in_0_to_1(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"{name} = .*must be in \[0, 1\]"):
-        Settings(run="runs/one", **{name: value})
+        RecordAndRewardSettings(run="runs/one", **{name: value})
 
 
 @pytest.mark.parametrize("name", ["pool", "rate"])
 @pytest.mark.parametrize("value", [-1.0, -1e-18, float("nan"), float("inf")])
 def test_money_must_not_be_negative_or_endless(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{name} ="):
-        Settings(run="runs/one", **{name: value})
+        RecordAndRewardSettings(run="runs/one", **{name: value})
 
 
 def test_a_rate_that_the_contract_cannot_hold_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"rate = 18\.5: it must be below 18\.4"):
-        Settings(run="runs/one", rate=18.5)
+        RecordAndRewardSettings(run="runs/one", rate=18.5)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("run", ""),
-        ("scheme", "blockflow"),
         ("rule", "coin"),
         ("token", "0x12"),
         ("timeout", 0),
@@ -80,7 +79,7 @@ def test_a_rate_that_the_contract_cannot_hold_is_refused() -> None:
 )
 def test_a_value_that_cannot_be_used_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name} = {value!r}"):
-        Settings(**({"run": "runs/one"} | {name: value}))
+        RecordAndRewardSettings(**({"run": "runs/one"} | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -110,13 +109,13 @@ def test_a_value_that_no_run_can_have_is_refused_before_anything_is_deployed(
 @pytest.mark.parametrize("url", ["https://me:secret@node.example", "http://:secret@n.example/v3"])
 def test_a_password_in_the_url_of_a_node_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match=r"ledger = .*\*\*\*@.*write \$\{NAME\}") as told:
-        Settings(run="runs/one", ledger=url)
+        RecordAndRewardSettings(run="runs/one", ledger=url)
     assert "secret" not in str(told.value)
 
 
 @pytest.mark.parametrize("url", ["https://me:${WORD}@node.example", "https://node.example/${KEY}"])
 def test_a_secret_from_the_environment_is_not(url: str) -> None:
-    assert Settings(run="runs/one", ledger=url).ledger == url
+    assert RecordAndRewardSettings(run="runs/one", ledger=url).ledger == url
 
 
 # --- money ---------------------------------------------------------------------------------------
@@ -127,11 +126,11 @@ def test_a_secret_from_the_environment_is_not(url: str) -> None:
     [(0.001, 10**15), (0.1, 10**17), (1, 10**18), (1000.0, 10**21), (1e-18, 1), (0.3, 3 * 10**17)],
 )
 def test_tokens_are_exact_in_the_smallest_unit(tokens: float, units: int) -> None:
-    assert Settings(run="runs/one", pool=tokens).funds.pool == units
+    assert RecordAndRewardSettings(run="runs/one", pool=tokens).funds.pool == units
 
 
 def test_the_rate_is_exact_too() -> None:
-    plan = Settings(run="runs/one", rate=0.001).plan(Format.of({}), "00", "FedAvg")
+    plan = RecordAndRewardSettings(run="runs/one", rate=0.001).plan(Format.of({}), "00", "FedAvg")
     assert plan.rate == 10**15
 
 
@@ -140,7 +139,7 @@ def test_a_decimal_number_of_tokens_is_exact(whole: int, millionths: int) -> Non
     tokens = float(f"{whole}.{millionths % 10**6:06}")
 
     expected = whole * 10**18 + millionths % 10**6 * 10**12
-    assert Settings(run="runs/one", pool=tokens).funds.pool == expected
+    assert RecordAndRewardSettings(run="runs/one", pool=tokens).funds.pool == expected
 
 
 # --- run-config ----------------------------------------------------------------------------------
@@ -149,36 +148,36 @@ def test_a_decimal_number_of_tokens_is_exact(whole: int, millionths: int) -> Non
 def test_the_run_config_sets_what_begins_with_chain() -> None:
     config = {"chain.run": "runs/one", "chain.max-data-cost": 7, "lr": 0.1, "chained": True}
 
-    settings = Settings.from_run_config(config, 1)
+    settings = RecordAndRewardSettings.from_run_config(config, 1)
 
-    assert settings == Settings(run="runs/one", max_data_cost=7)
+    assert settings == RecordAndRewardSettings(run="runs/one", max_data_cost=7)
 
 
 @pytest.mark.parametrize("key", ["chain.ratee", "chain.", "chain.max-data-costs"])
 def test_an_unknown_setting_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown setting {key} = 1"):
-        Settings.from_run_config({key: 1}, 1)
+        RecordAndRewardSettings.from_run_config({key: 1}, 1)
 
 
 @pytest.mark.parametrize("config", [{}, {"chain.run": ""}])
 def test_without_a_folder_the_run_has_flowers_number(config: dict[str, Any]) -> None:
-    assert Settings.from_run_config(config, 77).path == HOME / "runs" / "77"
+    assert RecordAndRewardSettings.from_run_config(config, 77).path == HOME / "runs" / "77"
 
 
 def test_a_value_of_another_type_in_the_run_config_is_refused() -> None:
     with pytest.raises(ConfigError, match="rate = 'much'"):
-        Settings.from_run_config({"chain.run": "runs/one", "chain.rate": "much"}, 1)
+        RecordAndRewardSettings.from_run_config({"chain.run": "runs/one", "chain.rate": "much"}, 1)
 
 
 def test_the_home_folder_may_be_written_short() -> None:
-    assert Settings(run="~/runs/one").path == Path.home() / "runs" / "one"
+    assert RecordAndRewardSettings(run="~/runs/one").path == Path.home() / "runs" / "one"
 
 
 # --- accounts ------------------------------------------------------------------------------------
 
 
 def test_the_owners_key_is_made_in_the_runs_folder(tmp_path: Path) -> None:
-    settings = Settings(run=str(tmp_path / "run"))
+    settings = RecordAndRewardSettings(run=str(tmp_path / "run"))
 
     assert settings.owner().address == settings.owner().address
     assert (tmp_path / "run" / "owner.key").exists()
@@ -186,33 +185,33 @@ def test_the_owners_key_is_made_in_the_runs_folder(tmp_path: Path) -> None:
 
 def test_a_key_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="there is no key file"):
-        Settings(run=str(tmp_path), owner_key=str(tmp_path / "owner.key")).owner()
+        RecordAndRewardSettings(run=str(tmp_path), owner_key=str(tmp_path / "owner.key")).owner()
 
 
 def test_the_tokens_address_becomes_a_checksum_address() -> None:
-    assert Settings(run="runs/one", token=ONE.lower()).funds.token == ONE
+    assert RecordAndRewardSettings(run="runs/one", token=ONE.lower()).funds.token == ONE
 
 
 def test_without_a_token_there_is_none() -> None:
-    assert Settings(run="runs/one").funds.token is None
+    assert RecordAndRewardSettings(run="runs/one").funds.token is None
 
 
 def test_enrolment_is_open_if_nothing_is_said() -> None:
-    assert Settings(run="runs/one").allowlist() is None
+    assert RecordAndRewardSettings(run="runs/one").allowlist() is None
 
 
 def test_an_allowlist_is_read(tmp_path: Path) -> None:
     path = tmp_path / "devices.txt"
     path.write_text(f"# two hospitals\n\n{ONE.lower()}  # the first\n  {OTHER}\n")
 
-    assert Settings(run="runs/one", enrol=str(path)).allowlist() == [ONE, OTHER]
+    assert RecordAndRewardSettings(run="runs/one", enrol=str(path)).allowlist() == [ONE, OTHER]
 
 
 def test_an_empty_allowlist_is_not_open(tmp_path: Path) -> None:
     path = tmp_path / "devices.txt"
     path.write_text("# nobody yet\n")
 
-    assert Settings(run="runs/one", enrol=str(path)).allowlist() == []
+    assert RecordAndRewardSettings(run="runs/one", enrol=str(path)).allowlist() == []
 
 
 def test_a_line_that_is_no_account_is_refused(tmp_path: Path) -> None:

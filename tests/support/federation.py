@@ -17,14 +17,14 @@ from softmax import Device, examiner, fresh, record
 from web3 import HTTPProvider, Web3
 from web3.types import RPCEndpoint
 
-from flower_chain import RecordAndReward, Settings, messages, updates
+from flower_chain import RecordAndReward, RecordAndRewardSettings, messages, updates
 from flower_chain.client.app import device_account
 from flower_chain.envelope import close
 from flower_chain.keys import public_key
 from flower_chain.ledger.federation import History
 from flower_chain.records import Contribution, Domain, Refusal, Signed, sign
 from flower_chain.report import Summary, summarise
-from flower_chain.run import Run
+from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.updates import Arrays
 from flower_chain.verify import verify
@@ -40,7 +40,7 @@ class Outcome:
 
     path: Path
     result: Result
-    run: Run
+    run: RecordAndRewardRun
 
     @cached_property
     def history(self) -> History:
@@ -117,7 +117,9 @@ class Federation:
         key.write_text(bytes(OWNER.key).hex())
         defaults = {"run": str(run), "owner_key": str(key)}
         everyone = everybody(FedAvg, self)
-        return RecordAndReward(inner or everyone, examiner(), Settings(**(defaults | settings)))
+        return RecordAndReward(
+            inner or everyone, examiner(), RecordAndRewardSettings(**(defaults | settings))
+        )
 
     def run(self, inner: Strategy | None = None, rounds: int = 1, **settings: Any) -> Outcome:
         """From the first round to the last."""

@@ -11,7 +11,7 @@ from softmax import examiner, fresh, record
 
 from flower_chain import messages
 from flower_chain.messages import Request, Samples
-from flower_chain.plan import Plan
+from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import Domain, Task, sign
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Arrays, Format, digest, pack
@@ -20,7 +20,7 @@ OWNER: LocalAccount = Account.from_key(hashlib.sha256(b"owner").digest())
 DOMAIN = Domain(1337, "0x46D022Ff70B037eC89455189a6751F4c8597Aa8d")
 
 
-def a_plan(**terms: Any) -> Plan:
+def a_plan(**terms: Any) -> RecordAndRewardPlan:
     """The default terms, but for some."""
     default: dict[str, Any] = {
         "run": "0123456789abcdef",
@@ -42,7 +42,7 @@ def a_plan(**terms: Any) -> Plan:
         "tolerance_ppm": 10_000,
         "readers": "",
     }
-    return Plan(**(default | terms))
+    return RecordAndRewardPlan(**(default | terms))
 
 
 def samples() -> Samples:
@@ -54,7 +54,7 @@ def task_for(
     node: Node,
     arrays: Arrays | None = None,
     version: int = 0,
-    plan: Plan | None = None,
+    plan: RecordAndRewardPlan | None = None,
     domain: Domain = DOMAIN,
     owner: LocalAccount = OWNER,
     tested: Samples | None = None,
@@ -68,7 +68,7 @@ def task_for(
     arrays : Arrays, optional
         The model, fresh if nothing is said.
     version : int
-    plan : Plan, optional
+    plan : RecordAndRewardPlan, optional
     domain : Domain
     owner : LocalAccount
         Who signs.

@@ -1,0 +1,231 @@
+"""A device as an agent of a BlockFLow experiment: Flower's messages, answered by an Auditor."""
+
+from collections.abc import Callable
+from logging import WARNING
+from pathlib import Path
+
+from eth_account.signers.local import LocalAccount
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.common import log
+
+from flower_chain import audit_messages, keys, messages
+from flower_chain.client.auditor import Auditor
+from flower_chain.client.task import check_model, check_owner
+from flower_chain.errors import ConfigError, FormatError, TaskRefused
+from flower_chain.peers import Peers
+from flower_chain.plan import BlockFlowPlan
+from flower_chain.records import (
+    TOKEN_UNITS,
+    Commitment,
+    Retrieval,
+    Scores,
+    TrainedModel,
+    sign,
+)
+from flower_chain.updates import Arrays, digest_of
+
+Evaluate = Callable[[str, Arrays, str], float]
+"""From the key of a model's record, the model, and the name of a metric to what ``evaluate()`` says
+of the model on the device's own data."""
+
+
+class Agent:
+    """What a device does in one stage of an experiment.
+
+    Parameters
+    ----------
+    content : RecordDict
+        What the message holds.
+    context : Context
+    account : LocalAccount
+    evaluate : Evaluate
+
+    Raises
+    ------
+    TaskRefused
+        If the message is not of the experiment that the device takes part in.
+    FormatError
+        If there is no task in it.
+    """
+
+    def __init__(
+        self,
+        content: RecordDict,
+        context: Context,
+        account: LocalAccount,
+        evaluate: Evaluate,
+    ) -> None:
+        request = messages.read_request(content, BlockFlowPlan)
+        check_owner(request, context)
+        self._request, self._plan, self._context = request, request.plan, context
+        self._account, self._evaluate = account, evaluate
+        self._round = request.task.version
+        folder = _folder(context) / f"{request.domain.chain_id}-{request.domain.contract}"
+        self._auditor = Auditor(folder, account, Peers.of(request.plan, request.domain))
+
+    # -- train --------------------------------------------------------------------------------
+
+    def sent_before(self) -> RecordDict | None:
+        """What the agent sent in this round, if it has trained already."""
+        said = self._auditor.contributed(self._round)
+        return None if said is None else _contribution(*said)
+
+    def begin(self, message: Message, received: ArrayRecord) -> None:
+        """Refuse to train on another model than the one that all agents computed.
+
+        Raises
+        ------
+        TaskRefused
+        """
+        check_model(received, self._request)
+        arrays = messages.views(received)
+        if self._round == 0:
+            self._check_first(arrays)
+        else:
+            expected = self._aggregate(self._round - 1, message.content)
+            self._auditor.check(expected, arrays)
+        self._auditor.begin(self._round, arrays)
+
+    def contribute(self, trained: ArrayRecord) -> RecordDict:
+        """What the agent sends in place of the model that it trained."""
+        return _contribution(*self._auditor.contribute(self._round, messages.views(trained)))
+
+    def _check_first(self, received: Arrays) -> None:
+        if (found := digest_of(received).hex()) != self._plan.first:
+            raise TaskRefused(f"the first model has digest {found}, the plan's {self._plan.first}")
+
+    def _aggregate(self, number: int, content: RecordDict) -> Arrays:
+        """The model that a round ended with, from what was revealed in it."""
+        return self._auditor.aggregate(
+            number,
+            audit_messages.read_said(content, Commitment),
+            [opening for opening, _ in audit_messages.read_said(content, Scores)],
+            self._auditor.received(number),
+        )
+
+    # -- the other stages ---------------------------------------------------------------------
+
+    def answer(self, message: Message) -> RecordDict:
+        """What the agent says when it is asked.
+
+        Raises
+        ------
+        TaskRefused
+            If it won't say it.
+        FormatError
+            If that is not a question.
+        """
+        content = message.content
+        match audit_messages.read_stage(content)["stage"]:
+            case audit_messages.JOIN:
+                return self._join(content)
+            case audit_messages.RETRIEVE:
+                return self._retrieve(content)
+            case audit_messages.COMMIT:
+                return self._commit(content)
+            case audit_messages.REVEAL:
+                said = audit_messages.read_said(content, Commitment)
+                return _said(self._auditor.reveal(self._round, said))
+            case audit_messages.AGGREGATE:
+                return self._tell_aggregate(content)
+            case other:
+                raise FormatError(f"stage = {other!r}: there is none")
+
+    def _join(self, content: RecordDict) -> RecordDict:
+        """Leave to take the bond, if the device can do what is asked of it."""
+        told = audit_messages.read_stage(content)
+        permit = audit_messages.read_permit(told)
+        self._check_bond()
+        asked = {
+            "chain-id": (permit.chain_id, self._request.domain.chain_id),
+            "spender": (permit.spender, self._request.domain.contract),
+            "owner": (permit.owner, self._account.address),
+            "value": (permit.value, self._plan.bond),
+        }
+        for name, (found, agreed) in asked.items():
+            if found != agreed:
+                raise TaskRefused(f"the permit's {name} is {found}, by the plan {agreed}")
+        key, first = _only(content)
+        self._check_first(messages.views(first))
+        self._score(key, messages.views(first))
+        signature = sign(permit.encode(), self._account)
+        return RecordDict(
+            {audit_messages.STAGE: audit_messages.write_stage("join", signature=signature)}
+        )
+
+    def _check_bond(self) -> None:
+        """In a simulation bonds are play money; elsewhere the device's operator sets a limit."""
+        config = self._context.node_config
+        if "key-file" not in config and "max-bond" not in config:
+            return
+        most = config.get("max-bond", 0)
+        if not isinstance(most, int | float) or self._plan.bond > most * TOKEN_UNITS:
+            raise TaskRefused(
+                f"the bond is {self._plan.bond / TOKEN_UNITS:g} tokens, but max-bond in the "
+                f"SuperNode's --node-config is {most!r}"
+            )
+
+    def _retrieve(self, content: RecordDict) -> RecordDict:
+        sealed = audit_messages.read_models(content)
+        signed = audit_messages.read_said(content, TrainedModel)
+        models = [(said, sealed.get(said[0].agent, b"")) for said in signed]
+        for agent, fault in self._auditor.retrieve(self._round, models).items():
+            log(WARNING, "The model of agent %d can't be used: %s", agent, fault)
+        return _said(*self._auditor.report(self._round))
+
+    def _commit(self, content: RecordDict) -> RecordDict:
+        key = str(audit_messages.read_stage(content).get("arrays-key"))
+        said = audit_messages.read_said(content, Retrieval)
+        return _said(*self._auditor.commit(self._round, said, lambda m: self._judge(key, m)))
+
+    def _judge(self, key: str, model: Arrays) -> float:
+        """The score of an agent's model; one that ``evaluate()`` fails on is worth nothing."""
+        try:
+            return self._score(key, model)
+        except Exception as fault:  # the user's code, and whatever a stranger's model does to it
+            log(WARNING, "A model gets no points: evaluate() failed on it: %s", fault)
+            return 0.0
+
+    def _score(self, key: str, model: Arrays) -> float:
+        found = self._evaluate(key, model, self._plan.metric)
+        if not 0 <= found <= 1:
+            raise ConfigError(
+                f"evaluate() returned {self._plan.metric} = {found!r}: a score must be in [0, 1]"
+            )
+        return found
+
+    def _tell_aggregate(self, content: RecordDict) -> RecordDict:
+        """The digest of the model that the round ended with; if that is asked for, the model."""
+        told = audit_messages.read_stage(content)
+        arrays = self._aggregate(self._round, content)
+        answer = audit_messages.write_stage("aggregate", digest=digest_of(arrays))
+        reply = RecordDict({audit_messages.STAGE: answer})
+        if key := told.get("arrays-key"):
+            reply[str(key)] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+        return reply
+
+
+def _contribution(said: tuple[TrainedModel, bytes], sealed: bytes) -> RecordDict:
+    content = _said(*said)
+    content[messages.SEALED] = messages.write_sealed(sealed)
+    return content
+
+
+def _said(
+    item: TrainedModel | Retrieval | Commitment | Scores, signature: bytes = b""
+) -> RecordDict:
+    return RecordDict({audit_messages.SAID: audit_messages.write_said([(item, signature)])})
+
+
+def _only(content: RecordDict) -> tuple[str, ArrayRecord]:
+    if len(content.array_records) != 1:
+        raise FormatError(f"expected one ArrayRecord, found {len(content.array_records)}")
+    return next(iter(content.array_records.items()))
+
+
+def _folder(context: Context) -> Path:
+    """Where a device keeps what it audits: beside its key."""
+    if (path := context.node_config.get("key-file")) is not None:
+        return Path(f"{path}.audits")
+    folder = Path(str(context.run_config.get("chain.keys") or keys.HOME / "keys")).expanduser()
+    return folder / f"device-{context.node_config['partition-id']}.audits"

@@ -1,0 +1,71 @@
+"""Who takes part in a BlockFLow experiment, and how one knows what they said."""
+
+from dataclasses import dataclass
+
+from flower_chain.errors import FormatError
+from flower_chain.keys import address_of
+from flower_chain.plan import BlockFlowPlan
+from flower_chain.records import Commitment, Domain, Retrieval, TrainedModel, recover
+from flower_chain.store.seal import sealed_bytes
+from flower_chain.updates import Format
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Who takes part in an experiment, and in what.
+
+    Parameters
+    ----------
+    domain : Domain
+    keys : tuple of bytes
+        The public key of each agent, 64 bytes, in the ascending order of accounts.
+    model : Format
+        Of the models.
+    commit_seconds : int
+        How long scores can be committed to at most: later nobody can, by the contract.
+    readers : tuple of bytes
+        Public keys of others who may open the models.
+    """
+
+    domain: Domain
+    keys: tuple[bytes, ...]
+    model: Format
+    commit_seconds: int
+    readers: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        accounts = self.accounts
+        if accounts != sorted(set(accounts), key=str.lower):
+            raise FormatError(f"agents {accounts}: each once, in ascending order")
+
+    @classmethod
+    def of(cls, plan: BlockFlowPlan, domain: Domain) -> "Peers":
+        """Those that a plan names."""
+        keys, readers = tuple(plan.agent_keys), tuple(plan.reader_keys)
+        return cls(domain, keys, plan.model, plan.stage_s, readers)
+
+    @property
+    def recipients(self) -> tuple[bytes, ...]:
+        """For whom a model is sealed."""
+        return self.keys + self.readers
+
+    @property
+    def sealed_bytes(self) -> int:
+        """What a sealed model has."""
+        return sealed_bytes(self.model.nbytes, len(self.recipients))
+
+    @property
+    def accounts(self) -> list[str]:
+        """The agents' accounts, by number."""
+        return [address_of(key) for key in self.keys]
+
+    def is_signed(self, said: TrainedModel | Retrieval | Commitment, signature: bytes) -> bool:
+        """Whether `signature` is that of the agent that `said` names."""
+        if not 0 <= said.agent < len(self.keys):
+            return False
+        return recover(said.encode(self.domain), signature) == self.accounts[said.agent]
+
+    def binding(self, model: TrainedModel) -> bytes:
+        """What a sealed model is bound to."""
+        place = f"{self.domain.chain_id} {self.domain.contract} {model.round} {model.agent}"
+        return f"flower-chain model {place} ".encode() + model.digest

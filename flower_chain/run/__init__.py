@@ -1,0 +1,29 @@
+"""A run on disk: where its ledger is, what was agreed, and what is stored.
+
+::
+
+    RUN/
+    ├── run.json         where the contract is; no secrets
+    ├── ledger.journal   the embedded ledger, if the run uses it
+    ├── store/           every model, and all that is sealed
+    ├── lock             held by the server while it runs
+    └── owner.key        the owner's account, unless another key file was named
+
+The ledger and the store are all that a run needs to be continued after its server was killed;
+``run.json`` says where they are.
+"""
+
+from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run
+from flower_chain.run.blockflow import BlockFlowRun
+from flower_chain.run.record_and_reward import Funds, RecordAndRewardRun
+
+__all__ = [
+    "EMBEDDED",
+    "FILE",
+    "TOKEN_SUPPLY",
+    "BlockFlowRun",
+    "Funds",
+    "Pointers",
+    "RecordAndRewardRun",
+    "Run",
+]

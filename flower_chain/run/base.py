@@ -1,0 +1,269 @@
+"""A run on disk, whatever its scheme."""
+
+import json
+import re
+from abc import ABC
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, ClassVar, Self
+
+from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
+
+from flower_chain import durable
+from flower_chain.errors import ConfigError, Damaged, FormatError, WrongChain
+from flower_chain.keys import address_of
+from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger
+from flower_chain.plan import Plan
+from flower_chain.store import DirectoryStore, Store
+from flower_chain.store.cid import cid_from_bytes
+from flower_chain.updates import Arrays, digest, unpack
+
+EMBEDDED = "embedded"
+TOKEN_SUPPLY = 10**27
+"""What a run's own token has in all, in the smallest unit: a billion tokens."""
+
+FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Pointers:
+    """Where a run's records are.
+
+    Parameters
+    ----------
+    ledger : str
+        ``embedded``, or the URL of a node.
+    chain_id : int
+    block : int
+        The one that the contract was created in.
+    contract, token : str
+        Checksum addresses.
+    pool : int
+        What the owner put into the pool when the run began, in the token's smallest unit.
+    plan : str
+        The plan as text; the contract holds its digest.
+    """
+
+    ledger: str
+    chain_id: int
+    block: int
+    contract: str
+    token: str
+    pool: int
+    plan: str
+
+    @classmethod
+    def to(cls, where: str, contract: Contract, token: Contract, plan: Plan, pool: int = 0) -> Self:
+        """Those of a run that has just begun."""
+        chain_id, text = contract.ledger.chain_id, plan.to_json()
+        return cls(where, chain_id, contract.block, contract.address, token.address, pool, text)
+
+    def write(self, path: Path) -> None:
+        """Write to `path` such that it is there whole or not at all."""
+        durable.replace(path, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `path` holds, or ConfigError."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except OSError as fault:
+            raise ConfigError(
+                f"{path.parent} holds no run: {path.name}: {fault.strerror}"
+            ) from None
+        except (ValueError, TypeError) as fault:
+            raise ConfigError(f"{path} is damaged: {fault}") from None
+
+
+class Run(ABC):
+    """A run, open.
+
+    Attributes
+    ----------
+    plan : Plan
+    store : Store
+    contract : Contract
+        The scheme's.
+    token : Contract
+        The ERC-20 that it pays in.
+    pointers : Pointers
+    goes_on : bool
+        Whether it was found in its folder when it was started.
+    """
+
+    contract_name: ClassVar[str]
+
+    def __init__(
+        self, path: Path, pointers: Pointers, ledger: Ledger, account: LocalAccount | None
+    ) -> None:
+        self.pointers = pointers
+        self.goes_on = False
+        self.plan = self._plan_of(pointers)
+        self.store: Store = DirectoryStore(path / "store")
+        self.contract = Contract(ledger, pointers.contract, self.contract_name, pointers.block)
+        self.token = Contract(ledger, pointers.token, "RewardToken")
+        self._account = account
+        self._held = ExitStack()
+        self._held.enter_context(ledger)
+
+    @staticmethod
+    def _plan_of(pointers: Pointers) -> Plan:
+        """The plan in them, or FormatError."""
+        return Plan.from_json(pointers.plan)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        account: LocalAccount | None = None,
+        where: str | None = None,
+        confirmations: int = 1,
+    ) -> Self:
+        """Open a run, for reading also while it is going on.
+
+        Parameters
+        ----------
+        path : Path
+        account : LocalAccount, optional
+            Signs transactions; without it the run is only read.
+        where : str, optional
+            URL of another node of the same chain.
+        confirmations : int
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        LedgerError
+            If its ledger can't be read, or is in use.
+        """
+        pointers = Pointers.read(path / FILE)
+        if where not in (None, pointers.ledger) and EMBEDDED in (where, pointers.ledger):
+            raise another("ledger", re.sub("//[^/?#]*@", "//***@", where or ""), pointers.ledger)
+        with ExitStack() as undo:
+            if pointers.ledger == EMBEDDED:
+                journal = path / "ledger.journal"
+                ledger: Ledger = EmbeddedLedger(journal, read_only=account is None)
+            else:
+                url = where or pointers.ledger
+                ledger = JsonRpcLedger(url, pointers.chain_id, confirmations)
+            undo.enter_context(ledger)
+            if ledger.chain_id != pointers.chain_id:
+                raise WrongChain(
+                    f"{path}: the journal is of chain {ledger.chain_id}, "
+                    f"the run on {pointers.chain_id}"
+                )
+            if account is not None:
+                ledger.catch_up(account.address)
+            if not ledger.has_code(pointers.contract):
+                raise WrongChain(f"{ledger} has no contract at {pointers.contract}")
+            try:
+                run = cls(path, pointers, ledger, account)
+            except FormatError as fault:
+                raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
+            undo.pop_all()
+        return run
+
+    @classmethod
+    def _start(
+        cls,
+        path: Path,
+        where: str,
+        owner: LocalAccount,
+        confirmations: int,
+        begin: Callable[[Ledger], tuple[Pointers, Contract]],
+        check: Callable[[Self], None],
+    ) -> Self:
+        """Continue the run in a folder if `check` agrees, or begin one there, with its token."""
+        path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            lock = undo.enter_context(_locked(path))
+            if (path / FILE).exists():
+                run = undo.enter_context(closing(cls.open(path, owner, where, confirmations)))
+                check(run)
+                run.goes_on = True
+            else:
+                ledger = undo.enter_context(_open_ledger(path, where, owner, confirmations))
+                pointers, token = begin(ledger)
+                pointers.write(path / FILE)
+                run = cls(path, pointers, ledger, owner)
+                run.token = token
+            run._held.enter_context(lock)
+            undo.pop_all()
+        return run
+
+    def load(self, name: str, cid: bytes, recorded: bytes) -> Arrays:
+        """A model from the store.
+
+        Parameters
+        ----------
+        name : str
+            What it is called in an error.
+        cid, recorded : bytes
+            Its address and its digest on the ledger.
+
+        Raises
+        ------
+        StoreError
+            If the model is not there, or is not the one that the ledger names.
+        """
+        packed = self.store.get(cid_from_bytes(cid))
+        if (found := digest(packed)) != recorded:
+            raise Damaged(
+                f"{name} in {self.store} has digest {found.hex()}, the ledger's is {recorded.hex()}"
+            )
+        return unpack(packed)
+
+    def close(self) -> None:
+        """Give back the ledger, and let others continue the run."""
+        self._held.close()
+
+    def _require_the_same(self, plan: Plan, token: str | None) -> None:
+        """ConfigError if somebody wants to continue another run than this."""
+        assert self._account is not None
+        if (owner := to_checksum_address(self.contract.call("owner"))) != self._account.address:
+            raise another("owner-key", f"the account {self._account.address}", owner)
+        if token not in (None, self.pointers.token):
+            raise another("token", token, self.pointers.token)
+        for name, now, then in plan.differences(self.plan):
+            raise another(name, now, then)
+
+
+def check_readers(plan: Plan, owner: LocalAccount) -> None:
+    """ConfigError if the owner is listed as a reader too."""
+    if owner.address in map(address_of, plan.reader_keys):
+        raise ConfigError("readers lists the owner's key: the owner can read everything anyway")
+
+
+def another(name: str, now: object, then: object) -> ConfigError:
+    """The error that names what a run was to be continued with, and what it began with."""
+    return ConfigError(
+        f"{name} is {now}, but the run in this folder began with {then}: "
+        "continue it with what it began with, or set chain.run to another folder"
+    )
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A file that is held while a run goes on; on a node's chain nothing else keeps two apart."""
+    try:
+        return durable.open_locked(path / "lock")
+    except BlockingIOError:
+        raise ConfigError(f"the run in {path} is going on in another process") from None
+
+
+def _open_ledger(path: Path, where: str, owner: LocalAccount, confirmations: int) -> Ledger:
+    if where == EMBEDDED:
+        return EmbeddedLedger(path / "ledger.journal", [owner.address])
+    return JsonRpcLedger(where, None, confirmations)
+
+
+def token_of(ledger: Ledger, owner: LocalAccount, token: str | None) -> Contract:
+    """The token at an address, or for None a new one; ConfigError if no contract is there."""
+    if token is None:
+        return ledger.deploy(owner, "RewardToken", TOKEN_SUPPLY)
+    if not ledger.has_code(token):
+        raise ConfigError(f"token = {token}: no contract is there")
+    return Contract(ledger, token, "RewardToken")

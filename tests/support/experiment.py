@@ -1,0 +1,94 @@
+"""A whole BlockFLow experiment in one process: devices, grid, strategy, ledger and store."""
+
+import hashlib
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from federation import everybody
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from local_grid import LocalGrid, Meddler, Node
+from softmax import Device, fresh, record
+
+from flower_chain import BlockFlow, BlockFlowSettings
+from flower_chain.audit_messages import AUDIT
+from flower_chain.ledger.blockflow import History, Round
+from flower_chain.run import BlockFlowRun
+from flower_chain.updates import Arrays
+
+OWNER: LocalAccount = Account.from_key(hashlib.sha256(b"owner").digest())
+
+
+@dataclass
+class Outcome:
+    """What is left of an experiment."""
+
+    path: Path
+    result: Result | None
+
+    @cached_property
+    def history(self) -> History:
+        """From the ledger."""
+        with closing(BlockFlowRun.open(self.path)) as run:
+            return run.experiment.history()
+
+    @property
+    def round(self) -> Round:
+        """The first one."""
+        return self.history.rounds[0]
+
+    def model(self, number: int) -> Arrays:
+        """What a round began with, as it is in the store."""
+        with closing(BlockFlowRun.open(self.path)) as run:
+            found = run.model(number)
+        assert found is not None
+        return found
+
+
+class Experiment:
+    """Agents around a grid, and the owner.
+
+    Parameters
+    ----------
+    path : Path
+        Where keys, ledger and store go.
+    agents : int
+    """
+
+    def __init__(self, path: Path, agents: int) -> None:
+        self.path = path
+        self.grid = LocalGrid()
+        devices = [Device(number, measures=False) for number in range(agents)]
+        self.devices = sorted(devices, key=lambda device: device.account.address.lower())
+        self.nodes: list[Node] = [
+            device.join(self.grid, path / "keys", max_bond=100) for device in self.devices
+        ]
+        self.initial: Arrays = fresh()
+
+    @property
+    def accounts(self) -> list[LocalAccount]:
+        """Of the agents, by number."""
+        return [device.account for device in self.devices]
+
+    def meddle(self, agent: int, meddler: Meddler, kind: str = AUDIT) -> None:
+        """Let an agent send something else."""
+        self.nodes[agent].meddlers[kind] = meddler
+
+    def strategy(self, inner: Strategy | None = None, **settings: Any) -> BlockFlow:
+        """Around FedAvg if nothing else is said."""
+        key = self.path / "owner.key"
+        key.touch(0o600)
+        key.write_text(bytes(OWNER.key).hex())
+        defaults = {"run": str(self.path / "run"), "owner_key": str(key), "stage_seconds": 60}
+        everyone = everybody(FedAvg, self)
+        return BlockFlow(inner or everyone, BlockFlowSettings(**(defaults | settings)))
+
+    def run(self, inner: Strategy | None = None, rounds: int = 1, **settings: Any) -> Outcome:
+        """From the first round to the last."""
+        strategy = self.strategy(inner, **settings)
+        result = strategy.start(self.grid, record(self.initial), num_rounds=rounds)
+        return Outcome(self.path / "run", result)
