@@ -263,9 +263,9 @@ def _of_type(name: str, value: object, kind: Any) -> None:
 
 def _keys(name: str, text: str) -> list[bytes]:
     try:
-        return [bytes.fromhex(key) for key in text.split()]
+        return [bytes.fromhex(key := word) for word in text.split()]
     except ValueError as fault:
-        raise ConfigError(f"{name}: {text!r} is no list of public keys: {fault}") from None
+        raise ConfigError(f"{name}: {key} is not a public key: {fault}") from None
 
 
 def _distinct(name: str, keys: list[bytes]) -> list[str]:

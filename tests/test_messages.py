@@ -27,6 +27,7 @@ from flower_chain.messages import (
     write_hello,
     write_request,
 )
+from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import Contribution, Hello, Signed, Task
 
 DEVICE = Account.from_key(b"\3" * 32).address
@@ -73,6 +74,11 @@ def with_values(content: RecordDict, values: dict[str, Any]) -> RecordDict:
     return content
 
 
+def read_task(content: RecordDict) -> Request[RecordAndRewardPlan]:
+    """A request of the scheme that these tests are about."""
+    return read_request(content, RecordAndRewardPlan)
+
+
 # --- there and back ------------------------------------------------------------------------------
 
 
@@ -86,7 +92,7 @@ def test_a_request_comes_back(version: int, model: bytes, signature: bytes) -> N
     content = RecordDict()
     write_request(content, request, None)
 
-    assert read_request(content) == request
+    assert read_task(content) == request
 
 
 @given(classes, signatures)
@@ -140,19 +146,19 @@ def test_a_list_of_classes_may_come_in_any_order() -> None:
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("read", [read_domain, read_request, read_hello, read_contribution])
+@pytest.mark.parametrize("read", [read_domain, read_task, read_hello, read_contribution])
 def test_a_message_without_our_record_is_refused(read: Any) -> None:
     with pytest.raises(FormatError, match="no ConfigRecord 'flower-chain'"):
         read(RecordDict())
 
 
-@pytest.mark.parametrize("read", [read_domain, read_request, read_hello, read_contribution])
+@pytest.mark.parametrize("read", [read_domain, read_task, read_hello, read_contribution])
 def test_another_record_under_our_name_is_refused(read: Any) -> None:
     with pytest.raises(FormatError, match="no ConfigRecord 'flower-chain'"):
         read(RecordDict({RECORD: MetricRecord({"version": 1})}))
 
 
-@pytest.mark.parametrize("read", [read_domain, read_request, read_hello, read_contribution])
+@pytest.mark.parametrize("read", [read_domain, read_task, read_hello, read_contribution])
 def test_an_empty_record_is_refused(read: Any) -> None:
     with pytest.raises(FormatError, match="must be of type"):
         read(RecordDict({RECORD: ConfigRecord()}))
@@ -161,7 +167,7 @@ def test_an_empty_record_is_refused(read: Any) -> None:
 @pytest.mark.parametrize("contract", ["", "0x", DOMAIN.contract.lower(), DOMAIN.contract[:-1]])
 def test_a_contract_that_is_no_checksum_address_is_refused(contract: str) -> None:
     with pytest.raises(FormatError, match="not a checksum address"):
-        read_request(request_with(contract=contract))
+        read_task(request_with(contract=contract))
 
 
 @pytest.mark.parametrize(
@@ -178,12 +184,12 @@ def test_a_contract_that_is_no_checksum_address_is_refused(contract: str) -> Non
 )
 def test_a_request_with_a_value_of_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(FormatError, match=name.replace("_", "-")):
-        read_request(request_with(**{name: value}))
+        read_task(request_with(**{name: value}))
 
 
 def test_a_request_without_a_plan_is_refused() -> None:
     with pytest.raises(FormatError, match="not a plan"):
-        read_request(request_with(plan="[]"))
+        read_task(request_with(plan="[]"))
 
 
 @pytest.mark.parametrize("device", ["", DEVICE.lower(), DEVICE[2:], DEVICE + "0", "0x" + "é" * 40])
@@ -252,7 +258,7 @@ nearly = st.dictionaries(st.sampled_from(NAMES), values, max_size=2)
 VALID = dict(request_with()[RECORD]) | dict(contribution_with()[RECORD])
 
 
-@pytest.mark.parametrize("read", [read_domain, read_request, read_hello, read_contribution])
+@pytest.mark.parametrize("read", [read_domain, read_task, read_hello, read_contribution])
 @given(found=anything)
 def test_anything_is_read_or_refused(read: Any, found: dict[str, Any]) -> None:
     try:
@@ -261,7 +267,7 @@ def test_anything_is_read_or_refused(read: Any, found: dict[str, Any]) -> None:
         return
 
 
-@pytest.mark.parametrize("read", [read_domain, read_request, read_hello, read_contribution])
+@pytest.mark.parametrize("read", [read_domain, read_task, read_hello, read_contribution])
 @given(found=nearly)
 def test_anything_in_a_message_that_is_right_otherwise_is_read_or_refused(
     read: Any, found: dict[str, Any]

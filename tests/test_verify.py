@@ -29,15 +29,15 @@ from web3 import HTTPProvider
 from web3.types import RPCEndpoint
 
 from flower_chain import Examiner
-from flower_chain import run as run_module
 from flower_chain.errors import ConfigError, JournalError, Unverified, WrongChain
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation as Ledger
 from flower_chain.ledger.federation import Finding, History
 from flower_chain.records import Refusal, Signed, sign
 from flower_chain.run import RecordAndRewardRun
+from flower_chain.run import record_and_reward as run_module
 from flower_chain.store.cid import cid_from_bytes
-from flower_chain.strategy.base import LedgerStrategy
+from flower_chain.strategy import RecordAndReward
 from flower_chain.verify import Report, verify
 
 Tamper = Callable[[Path], None]
@@ -368,12 +368,12 @@ def dishonest(
 ) -> Outcome:
     """A run whose owner does one thing otherwise."""
     federation = Federation(tmp_path, devices=3)
-    monkeypatch.setattr(LedgerStrategy, name, method)
+    monkeypatch.setattr(RecordAndReward, name, method)
     return federation.run(rounds=1)
 
 
 def test_a_model_that_is_not_the_aggregate_is_found(tmp_path, monkeypatch):
-    honest = LedgerStrategy._aggregate
+    honest = RecordAndReward._aggregate
 
     def shifted(self, server_round, accepted):
         arrays, metrics = honest(self, server_round, accepted)
@@ -385,7 +385,7 @@ def test_a_model_that_is_not_the_aggregate_is_found(tmp_path, monkeypatch):
 
 
 def test_a_refusal_without_a_reason_is_found(tmp_path, monkeypatch):
-    honest = LedgerStrategy._admit
+    honest = RecordAndReward._admit
 
     def unjust(self, replies):
         first, *others = honest(self, replies)
@@ -399,7 +399,7 @@ def test_a_refusal_without_a_reason_is_found(tmp_path, monkeypatch):
 def test_evidence_that_the_owner_let_pass_is_found(tmp_path, monkeypatch):
     federation = Federation(tmp_path, devices=3)
     federation.meddle(signing(errors=(900_000, 100_000, 50_000)))
-    monkeypatch.setattr(LedgerStrategy, "_check_evidence", lambda _, admission: admission)
+    monkeypatch.setattr(RecordAndReward, "_check_evidence", lambda _, admission: admission)
     outcome = federation.run(rounds=1)
     assert federation.accounts[-1] in outcome.accepted()
     with pytest.raises(Unverified, match="its errors are not those of the update"):
@@ -461,7 +461,7 @@ def test_other_validation_data_are_told(run):
 
 @pytest.mark.parametrize("reason", [Refusal.NO_ANSWER, Refusal.DEVICE_ERROR, Refusal.UNREADABLE])
 def test_a_finding_that_the_ledger_disproves_is_found(tmp_path, monkeypatch, reason):
-    honest = LedgerStrategy._admit
+    honest = RecordAndReward._admit
 
     def unjust(self, replies):
         first, *others = honest(self, replies)

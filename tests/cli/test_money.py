@@ -16,7 +16,7 @@ from web3 import HTTPProvider, Web3
 from flower_chain import keys
 from flower_chain.cli.money import in_full
 from flower_chain.run import RecordAndRewardRun
-from flower_chain.strategy import LedgerStrategy
+from flower_chain.strategy import RecordAndReward
 
 Call = Callable[..., Result]
 STRANGER = "0x1111111111111111111111111111111111111111"
@@ -191,7 +191,7 @@ class TestFinish:
 def test_a_run_is_not_ended_while_contributions_wait_for_their_payment(call, tmp_path, monkeypatch):
     federation = Federation(tmp_path, devices=2)
     with monkeypatch.context() as patch:
-        patch.setattr(LedgerStrategy, "_settle", lambda *_: 1 / 0)
+        patch.setattr(RecordAndReward, "_settle", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             federation.run(rounds=1)
     finish = ("finish", tmp_path / "run", "--owner-key", tmp_path / "owner.key")

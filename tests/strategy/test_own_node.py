@@ -25,7 +25,7 @@ from flower_chain.messages import Request
 from flower_chain.records import NOBODY, Contribution, Domain, Refusal, Signed, Task, sign
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes
-from flower_chain.strategy import LedgerStrategy
+from flower_chain.strategy import RecordAndReward
 from flower_chain.updates import digest, pack
 
 
@@ -82,7 +82,7 @@ def test_what_devices_submitted_before_the_server_died_is_not_lost(
         raise ServerDied
 
     with monkeypatch.context() as patch:
-        patch.setattr(LedgerStrategy, "_admit", die)
+        patch.setattr(RecordAndReward, "_admit", die)
         with pytest.raises(ServerDied):
             federation.run(rounds=2, ledger=anvil)
     outcome = federation.run(rounds=2, ledger=anvil)
@@ -102,7 +102,7 @@ def test_what_a_shared_store_has_lost_comes_by_message(
         raise ServerDied
 
     with monkeypatch.context() as patch:
-        patch.setattr(LedgerStrategy, "_admit", die)
+        patch.setattr(RecordAndReward, "_admit", die)
         with pytest.raises(ServerDied):
             federation.run(ledger=anvil)
     with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
@@ -319,7 +319,7 @@ def test_a_contribution_that_the_device_has_lost_is_not_made_anew(
         raise ServerDied
 
     with monkeypatch.context() as patch:
-        patch.setattr(LedgerStrategy, "_admit", die)
+        patch.setattr(RecordAndReward, "_admit", die)
         with pytest.raises(ServerDied):
             federation.run(ledger=anvil)
     for kept in (tmp_path / "keys").rglob("contribution.json"):

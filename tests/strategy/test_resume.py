@@ -286,7 +286,7 @@ def test_another_strategy_is_refused(tmp_path: Path) -> None:
     federation = Federation(tmp_path, devices=2)
     federation.run()
 
-    with pytest.raises(ConfigError, match=r"aggregation is inner, .* began with mean"):
+    with pytest.raises(ConfigError, match=r"inner is FedAdam, .* began with FedAvg"):
         federation.run(FedAdam(), rounds=2)
 
 
