@@ -1,9 +1,17 @@
 # make demo   set up, run ten devices of which three are faulty, show and verify the result
+#             SCHEME=blockflow: the same devices audit each other
 # make test   set up, run every check and every test
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+SCHEME ?= record-and-reward
+# what opens what is sealed: the owner judges, or any of those who audit each other
+ifeq ($(SCHEME),blockflow)
+    OPENED := --owner-key ../../$(RUN)/keys/device-0.key
+else
+    OPENED := --owner-key ../../$(RUN)/owner.key --examiner digits.server_app:examiner
+endif
 # npm's wrapper of forge hides its exit status
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
 SLITHER := 0.11.6
@@ -15,11 +23,10 @@ COVERED := 95
 
 demo: .venv/done
 	rm -rf $(RUN)
-	PATH="$(CURDIR)/$(BIN):$$PATH" apps/simulate apps/digits --run-config 'chain.run="$(CURDIR)/$(RUN)" \
-	    chain.keys="$(CURDIR)/$(RUN)/keys" faults="7:random-labels 8:flipped-labels 9:noise-images"'
+	PATH="$(CURDIR)/$(BIN):$$PATH" apps/simulate apps/digits --run-config 'chain.scheme="$(SCHEME)" \
+	    chain.run="$(CURDIR)/$(RUN)" chain.keys="$(CURDIR)/$(RUN)/keys" faults="7:random-labels 8:flipped-labels 9:noise-images"'
 	$(BIN)/flower-chain show $(RUN)
-	cd apps/digits && ../../$(BIN)/flower-chain verify ../../$(RUN) \
-	    --owner-key ../../$(RUN)/owner.key --examiner digits.server_app:examiner
+	cd apps/digits && ../../$(BIN)/flower-chain verify ../../$(RUN) $(OPENED)
 
 test: check slither test-contracts test-python
 
