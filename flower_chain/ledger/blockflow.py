@@ -182,6 +182,11 @@ class Round:
     rejections: list[Rejection] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
+    @property
+    def left(self) -> tuple[int, ...]:
+        """The agents that were left when the round ended; nobody if it goes on."""
+        return tuple(self.refunded)
+
     def refund(self, live: Sequence[int], pot: int, rest: int) -> None:
         """Note how the contract shared `pot`, and that it gave back `rest` to each."""
         shares = refunds(pot, [self.overall.get(agent, 0) for agent in live])

@@ -67,12 +67,6 @@ class _Round:
     openings: dict[int, Scores] = field(default_factory=dict)
     metrics: dict[int, MetricRecord] = field(default_factory=dict)
 
-    def write_verdict(self, content: RecordDict, live: Sequence[int]) -> None:
-        """Add what the model can be computed from that the round ends with."""
-        opened = [(self.openings[agent], b"") for agent in sorted(self.openings) if agent in live]
-        said = [*self.commitments.values(), *opened]
-        content[audit_messages.SAID] = audit_messages.write_said(said)
-
 
 class BlockFlow(LedgerStrategy):
     """Every agent audits every model, commits to its scores and reveals them; no one is trusted.
@@ -161,8 +155,7 @@ class BlockFlow(LedgerStrategy):
         content[messages.RECORD] = self._request(self._number, self._received)
         content[audit_messages.STAGE] = audit_messages.write_stage("train")
         if self._number > 0:
-            live = self._run.experiment.progress.live
-            self._said_in(self._number - 1).write_verdict(content, live)
+            self._write_verdict(content, self._number - 1)
         self._task = content
         progress = self._run.experiment.progress
         if (progress.round, progress.stage) != (self._number, Stage.TRAIN):
@@ -413,7 +406,7 @@ class BlockFlow(LedgerStrategy):
         if experiment.progress.stage is Stage.FINISHED:
             experiment.claim(range(len(experiment.agents)))
         content = self._question(audit_messages.AGGREGATE)
-        self._said_in(number).write_verdict(content, live)
+        self._write_verdict(content, number)
         told: dict[int, bytes] = {}
         until = time.time() + run.plan.stage_s
         while (left := until - time.time()) > 0:
@@ -586,6 +579,14 @@ class BlockFlow(LedgerStrategy):
         signature = sign(task.encode(domain), self._owner)
         messages.write_request(content, Request(task, signature, domain, run.plan))
         return content.config_records[messages.RECORD]
+
+    def _write_verdict(self, content: RecordDict, number: int) -> None:
+        """Add what the model can be computed from that a round ended with."""
+        said = self._said_in(number)
+        left = self._run.experiment.history().rounds[number].left
+        opened = [(said.openings[agent], b"") for agent in left]
+        verdict = audit_messages.write_said([*said.commitments.values(), *opened])
+        content[audit_messages.SAID] = verdict
 
     def _said_in(self, number: int) -> _Round:
         """What was said in a round; from the ledger, if another process relayed it."""
