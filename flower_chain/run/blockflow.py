@@ -74,7 +74,7 @@ class BlockFlowRun(Run):
         plan_of : callable
             The terms; but for the name they must be those that the run began with.
         token : str or None
-            Checksum address of the ERC-20; None deploys one.
+            Checksum address of the ERC-20; None deploys one, and gives each agent its bond.
         confirmations : int
             Blocks that must hold or follow a transaction before it counts.
 
@@ -90,6 +90,8 @@ class BlockFlowRun(Run):
             plan = plan_of(agents(ledger.chain_id))
             money = token_of(ledger, owner, token)
             terms, accounts = _terms(plan), plan.accounts
+            for account in accounts if token is None else ():
+                money.transact(owner, "transfer", account, plan.bond)
             made = Experiment.deploy(ledger, owner, money.address, terms, accounts)
             packed = pack(model)
             cid = DirectoryStore(path / "store").put(packed)
@@ -124,16 +126,6 @@ class BlockFlowRun(Run):
         if not last.openings:
             raise RunEnded(f"the experiment ended in round {last.number + 1} of {plan.rounds}")
         return plan.rounds
-
-    def endow(self) -> None:
-        """Give each agent the bond that it has not posted yet, in a token of the run's own."""
-        assert self._account is not None
-        progress = self.experiment.progress
-        for agent in progress.awaited if progress.stage is Stage.ENROL else ():
-            account = self.experiment.agents[agent]
-            lacks = self.plan.bond - self.token.call("balanceOf", account)
-            if lacks > 0:
-                self.token.transact(self._account, "transfer", account, lacks)
 
     def publish(self, number: int, arrays: Arrays) -> None:
         """Store the model that a round begins with, and announce it, unless that has been done."""

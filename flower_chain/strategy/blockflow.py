@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from logging import INFO, WARNING
 from typing import Any, TypeVar, cast
 
@@ -39,6 +40,7 @@ from flower_chain.strategy.settings import BlockFlowSettings
 from flower_chain.updates import Arrays, Format
 
 Item = TypeVar("Item")
+Other = TypeVar("Other")
 Kind = TypeVar("Kind", TrainedModel, Retrieval, Commitment)
 
 SLACK = 5.0
@@ -247,8 +249,6 @@ class BlockFlow(LedgerStrategy):
         assert first is not None
         self._received = first
         if experiment.progress.stage is Stage.ENROL:
-            if self.settings.token_address is None:
-                run.endow()
             self._enrol()
         self._done = run.done()
         model = run.model(self._done)
@@ -390,7 +390,8 @@ class BlockFlow(LedgerStrategy):
             if progress.deadline <= time.time():
                 self._advance(progress)
                 continue
-            experiment.score([said.openings[agent] for agent in progress.live])
+            openings = [said.openings[agent] for agent in progress.live]
+            self._in_time(partial(experiment.score, openings), None)
         done = experiment.history().rounds[self._number]
         if not done.openings:
             raise RunEnded(f"nobody is left after round {self._number + 1}")
@@ -487,7 +488,7 @@ class BlockFlow(LedgerStrategy):
             items = self._read(answers, read)
             items = {agent: item for agent, item in items.items() if agent in progress.awaited}
             answers = []
-            for rejection in relay(items) if items else ():
+            for rejection in self._in_time(partial(relay, items), []) if items else ():
                 log(WARNING, "Agent %d: the contract says %s", rejection.agent, rejection.fault)
             if over(set(progress.live)):
                 break
@@ -550,6 +551,17 @@ class BlockFlow(LedgerStrategy):
     def _wait(self, progress: Progress) -> None:
         """Give agents that have not acted some time."""
         time.sleep(max(0.0, min(PAUSE, progress.deadline - time.time()) / 4))
+
+    def _in_time(self, act: Callable[[], Item], otherwise: Other) -> Item | Other:
+        """What a transaction returns, if the stage is not over on the chain before it is here."""
+        try:
+            return act()
+        except Reverted as refused:
+            if not str(refused).startswith(("TooLate", "WrongStage")):
+                raise
+            log(WARNING, "The chain says %s", refused)
+            self._advance(self._run.experiment.progress)
+            return otherwise
 
     def _advance(self, progress: Progress) -> None:
         """End a stage whose deadline has passed here; on the chain it may pass with a new block."""

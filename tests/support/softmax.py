@@ -97,6 +97,8 @@ class Device:
         Whether ``train()`` uses :class:`flower_chain.Validation`.
     claims : float
         The num-examples that it reports for each that it has.
+    judges : callable, optional
+        What it does instead of :meth:`evaluate`.
     """
 
     number: int
@@ -108,6 +110,7 @@ class Device:
     trained: list[tuple[Arrays, Arrays]] = field(default_factory=list)
     configs: list[dict[str, Any]] = field(default_factory=list)
     before_training: Callable[[], None] = lambda: None
+    judges: Callable[[Message, Context], Message] | None = None
 
     @property
     def size(self) -> int:
@@ -158,6 +161,10 @@ class Device:
         return Message(content, reply_to=message)
 
     def _evaluate(self, message: Message, context: Context) -> Message:
+        return (self.judges or self.evaluate)(message, context)
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Its accuracy on the device's data, or on the owner's samples."""
         samples = flower_chain.validation_samples()
         x, y = part_of(self.number) if samples is None else (samples.x, samples.y)
         right = predict(arrays_in(message.content["arrays"]), x).argmax(axis=1) == y
