@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tasks import a_plan
 
 from flower_chain.errors import ConfigError, FormatError
-from flower_chain.keys import public_key
-from flower_chain.plan import RecordAndRewardPlan
+from flower_chain.keys import address_of, public_key
+from flower_chain.plan import BlockFlowPlan, Plan, RecordAndRewardPlan
 from flower_chain.records import PPM
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
@@ -205,6 +205,73 @@ def test_plans_for_other_models_differ_in_the_arrays():
         ("model: 'bias'", "F32 [10]", "F64 [3]"),
         ("model: 'weight'", "F32 [64, 10]", "None"),
     ]
+
+
+# --- BlockFLow -----------------------------------------------------------------------------------
+
+KEYS = sorted(
+    (public_key(Account.from_key(bytes([n]) * 32)) for n in (1, 2, 3)),
+    key=lambda key: address_of(key).lower(),
+)
+
+
+def an_experiment(**terms: Any) -> BlockFlowPlan:
+    """Terms of three agents, but for some."""
+    default: dict[str, Any] = {
+        "run": "0123456789abcdef",
+        "model": PLAN.model,
+        "inner": "FedAvg",
+        "readers": "",
+        "first": "ab" * 32,
+        "agents": " ".join(key.hex() for key in KEYS),
+        "rounds": 10,
+        "quorum": 3,
+        "bond": 10**19,
+        "stake": 10**18,
+        "train_s": 3600,
+        "stage_s": 600,
+        "metric": "accuracy",
+    }
+    return BlockFlowPlan(**(default | terms))
+
+
+def test_the_plan_of_an_experiment_comes_back_from_its_text() -> None:
+    plan = an_experiment()
+    assert Plan.from_json(plan.to_json()) == BlockFlowPlan.from_json(plan.to_json()) == plan
+    assert plan.accounts == [address_of(key) for key in KEYS]
+
+
+def test_a_plan_of_another_scheme_is_refused() -> None:
+    with pytest.raises(FormatError, match="a plan of record-and-reward: not a BlockFlowPlan"):
+        BlockFlowPlan.from_json(PLAN.to_json())
+    with pytest.raises(FormatError, match="a plan of blockflow: not a RecordAndRewardPlan"):
+        RecordAndRewardPlan.from_json(an_experiment().to_json())
+
+
+@pytest.mark.parametrize(
+    ("term", "value", "why"),
+    [
+        ("agents", "", "agents: 0 keys"),
+        ("agents", " ".join(key.hex() for key in KEYS[::-1]), "agents: 3 keys, not .* in order"),
+        ("agents", f"{KEYS[0].hex()} {KEYS[0].hex()}", "listed twice"),
+        ("agents", "abcd", "agents: not a public key"),
+        ("agents", "xyz", "agents: xyz is not a public key"),
+        ("quorum", 0, "quorum = 0"),
+        ("quorum", 4, "quorum = 4: it must be from 1 to 3"),
+        ("rounds", 0, "rounds = 0"),
+        ("bond", 10**19 - 1, "bond = "),
+        ("bond", 2**96, "bond = "),
+        ("stake", -1, "stake = -1"),
+        ("train_s", 0, "train-seconds = 0"),
+        ("stage_s", 2**32, "stage-seconds = "),
+        ("metric", 5, "metric = 5"),
+    ],
+)
+def test_an_experiment_that_no_contract_would_take_is_refused(
+    term: str, value: Any, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        an_experiment(**{term: value})
 
 
 json_values = st.recursive(

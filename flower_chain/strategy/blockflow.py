@@ -137,6 +137,7 @@ class BlockFlow(LedgerStrategy):
         As :meth:`LedgerStrategy.start`. Replies are waited for half as long as training may take at
         most, so that there is time to ask again.
         """
+        self.settings.check_rounds(num_rounds)
         self._evaluate_config = evaluate_config or ConfigRecord()
         timeout = min(timeout, self.settings.train_seconds / 2)
         return super().start(

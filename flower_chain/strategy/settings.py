@@ -281,6 +281,12 @@ class BlockFlowSettings(Settings):
             if not 0 < getattr(self, name) < 2**32:
                 raise refused(name, getattr(self, name), "it must be positive, and below 2^32")
 
+    def check_rounds(self, rounds: int) -> None:
+        """ConfigError unless the bond covers the stakes of so many rounds."""
+        if Decimal(str(self.bond)) < rounds * Decimal(str(self.stake)):
+            least = f"{rounds} rounds of stake = {self.stake!r}"
+            raise refused("bond", self.bond, f"it must cover {least}")
+
     def plan(
         self, model: Format, first: bytes, inner: str, rounds: int, agents: Sequence[bytes]
     ) -> BlockFlowPlan:

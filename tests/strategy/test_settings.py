@@ -7,7 +7,7 @@ from federation import Federation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_chain import RecordAndRewardSettings
+from flower_chain import BlockFlowSettings, RecordAndRewardSettings
 from flower_chain.errors import ConfigError, KeyFileError
 from flower_chain.keys import HOME
 from flower_chain.strategy.settings import read_accounts
@@ -101,6 +101,35 @@ def test_a_value_that_no_run_can_have_is_refused_before_anything_is_deployed(
     with pytest.raises(ConfigError, match=name.replace("_", "-")):
         trio.run(**{name: value})
     assert not (trio.path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bond", -1.0),
+        ("bond", 2e9),
+        ("stake", float("nan")),
+        ("quorum", -1),
+        ("train_seconds", 0),
+        ("stage_seconds", 2**32),
+        ("metric", 1),
+    ],
+)
+def test_a_value_that_no_experiment_can_have_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name.replace("_", "-")):
+        BlockFlowSettings(**({"run": "runs/one"} | {name: value}))
+
+
+def test_a_bond_that_does_not_cover_the_stakes_is_refused_before_anything_is_asked() -> None:
+    settings = BlockFlowSettings("runs/one", bond=1.0, stake=0.1)
+    settings.check_rounds(10)
+    with pytest.raises(ConfigError, match=r"bond = 1\.0: it must cover 11 rounds of stake = 0\.1"):
+        settings.check_rounds(11)
+
+
+def test_a_scheme_takes_its_own_settings_from_a_run_config_that_lists_all() -> None:
+    config = {"chain.run": "runs/one", "chain.rate": 5.0, "chain.stake": 0.5, "chain.scheme": "x"}
+    assert BlockFlowSettings.from_run_config(config, 7) == BlockFlowSettings("runs/one", stake=0.5)
 
 
 # --- the ledger -----------------------------------------------------------------------------------
