@@ -1,9 +1,9 @@
 """papers/3: BlockFLow's retrieval rule and contribution scoring procedure (algorithm 1).
 
-The same rules in Solidity: ``contracts/src/BlockFlow.sol``. Scores are integers in units of
-1/65535 (:data:`ONE`), so that every uint16 is a score; every division rounds down, and nothing else
-is rounded. A row of the matrix is what one auditor says of all models, a column what all auditors
-say of one model.
+The same rules in Solidity: ``BlockFlow.sol``, ``Scoring.sol`` and ``Circle.sol`` in
+``contracts/src``. Scores are integers in units of 1/65535 (:data:`ONE`), so that every uint16 is a
+score; every division rounds down, and nothing else is rounded. A row of the matrix is what one
+auditor says of all models, a column what all auditors say of one model.
 
 Two slips of the paper are not copied. Its m'_k divides by the largest m'_k, which is not defined
 yet: here by the largest m_k. Its aggregate (algorithm 2) divides by n and by the sum of the p_k:
@@ -13,13 +13,19 @@ The diagonal counts: algorithm 1 takes the median and the least accurate evaluat
 of agents, an agent's own model included, and the threat analysis (section 4.4) needs it. Without
 its own score the model of an honest agent among three would be judged by one honest and one
 colluding agent, and the mean of the two is what the colluder likes.
+
+Auditors may be drawn instead, Q for each model (section 6): :func:`draw`. Then nobody audits its
+own model, and algorithm 1 goes over what was audited: a model that nobody audited has the median 0,
+an agent that audited nothing made no mistake.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
+from eth_utils.crypto import keccak
 
 from flower_chain.errors import FormatError
 
@@ -64,7 +70,7 @@ def to_score(value: float) -> int:
     return int(value * ONE + 0.5)
 
 
-def score(scores: NDArray) -> Overall:
+def score(scores: NDArray, audited: NDArray | None = None) -> Overall:
     """Algorithm 1, in the integers of the contract.
 
     Parameters
@@ -72,12 +78,15 @@ def score(scores: NDArray) -> Overall:
     scores : ndarray of int, shape (n_agents, n_agents)
         s_{a,k} in [0, 65535]: row a is what agent a says of each model, its own included. Only of
         agents that were not eliminated, in the order of their accounts.
+    audited : ndarray of bool, shape (n_agents, n_agents)
+        Which of these scores there are; all by default.
 
     Returns
     -------
     Overall
         All overall scores are zero if all medians are, or if every agent was half a point away from
-        some median. No agents, no scores. A single agent scores one, unless it gave itself zero.
+        some median. No agents, no scores. A single agent scores one, unless it gave itself zero, or
+        nothing.
 
     Raises
     ------
@@ -85,33 +94,111 @@ def score(scores: NDArray) -> Overall:
         If `scores` are not that.
     """
     _check(scores)
-    table = scores.astype(np.int64)
-    model = [(low + high) // 2 for low, high in zip(*middles(scores), strict=True)]
-    furthest = np.abs(table - np.array(model, np.int64)).max(axis=1, initial=0)
+    model = [(low + high) // 2 for low, high in zip(*middles(scores, audited), strict=True)]
+    distances = np.abs(scores.astype(np.int64) - np.array(model, np.int64))
+    furthest = distances.max(axis=1, initial=0, where=True if audited is None else audited)
     evaluation = [trust(int(distance)) for distance in furthest]
     scaled = zip(_scaled(model), _scaled(evaluation), strict=True)
     return Overall(tuple(model), tuple(evaluation), tuple(min(pair) for pair in scaled))
 
 
-def middles(scores: NDArray) -> tuple[list[int], list[int]]:
+def middles(scores: NDArray, audited: NDArray | None = None) -> tuple[list[int], list[int]]:
     """The lower and the upper middle of each column, which the contract only verifies.
 
     Parameters
     ----------
     scores : ndarray of int, shape (n_auditors, n_agents)
+    audited : ndarray of bool, shape (n_auditors, n_agents)
+        Which of these scores there are; all by default.
 
     Returns
     -------
     lower, upper : list of int, length n_agents
-        The same where the number of auditors is odd; the median is their mean, rounded down.
+        The same where the number of auditors is odd, zero where there is none; the median is their
+        mean, rounded down.
     """
-    n_auditors = len(scores)
-    if n_auditors == 0:
-        return [], []
-    ranked = np.sort(scores.astype(np.int64), axis=0)
-    lower: list[int] = ranked[(n_auditors - 1) // 2].tolist()
-    upper: list[int] = ranked[n_auditors // 2].tolist()
+    there = np.ones(scores.shape, bool) if audited is None else audited
+    ranked = [sorted(column[said].tolist()) for column, said in zip(scores.T, there.T, strict=True)]
+    lower = [column[(len(column) - 1) // 2] if column else 0 for column in ranked]
+    upper = [column[len(column) // 2] if column else 0 for column in ranked]
     return lower, upper
+
+
+def seed_of(secrets: Iterable[bytes]) -> bytes:
+    """What auditors are drawn by: the secrets of all agents that told theirs, by exclusive or.
+
+    Each of them changes all of it, and their order does not matter.
+    """
+    whole = reduce(int.__xor__, (int.from_bytes(secret, "big") for secret in secrets), 0)
+    return whole.to_bytes(32, "big")
+
+
+def draw(seed: bytes, agents: Iterable[int], auditors: int) -> dict[int, list[int]]:
+    """Draw who audits whose model.
+
+    The agents stand in a circle in an order that is drawn, as likely as any other to one part in
+    2^242, and each audits those that follow it: the auditors of a model are any set of the others
+    with the same probability, and everybody has as many to audit.
+
+    Parameters
+    ----------
+    seed : bytes
+        :func:`seed_of`, 32 bytes.
+    agents : iterable of int
+        Those that passed the retrieval rule, ascending.
+    auditors : int
+        Q: of each model. All others audit it if there are fewer.
+
+    Returns
+    -------
+    dict of int to list of int
+        Whose models each agent audits, in the order of its row.
+    """
+    circle: list[int] = []
+    for place, agent in enumerate(agents):
+        circle.append(agent)
+        other = int.from_bytes(keccak(seed + place.to_bytes(32, "big")), "big") % (place + 1)
+        circle[place], circle[other] = circle[other], circle[place]
+    reach = min(auditors, len(circle) - 1)
+    twice = 2 * circle
+    return {agent: twice[place + 1 :][:reach] for place, agent in enumerate(circle)}
+
+
+def table(
+    rows: Mapping[int, Sequence[int]], audits: Mapping[int, Sequence[int]]
+) -> tuple[NDArray, NDArray]:
+    """What agents say of each other's models, as :func:`score` and :func:`middles` take it.
+
+    Parameters
+    ----------
+    rows : mapping of int to sequence of int
+        The scores that each agent gave that is left.
+    audits : mapping of int to sequence of int
+        Whose models these are scores of; also of agents that are not left.
+
+    Returns
+    -------
+    scores : ndarray of int, shape (n_agents, n_agents)
+        Of the agents that are left, ascending.
+    audited : ndarray of bool, shape (n_agents, n_agents)
+        Which of these scores there are.
+
+    Raises
+    ------
+    FormatError
+        If an agent did not give as many scores as it should.
+    """
+    places = {agent: place for place, agent in enumerate(sorted(rows))}
+    scores = np.zeros((len(rows), len(rows)), np.int64)
+    audited = np.zeros(scores.shape, bool)
+    for agent, row in rows.items():
+        if len(row) != len(audits.get(agent, ())):
+            raise FormatError(f"agent {agent} gives {len(row)} scores, which it should not")
+        for model, value in zip(audits[agent], row, strict=True):
+            if model in places:
+                scores[places[agent], places[model]] = value
+                audited[places[agent], places[model]] = True
+    return scores, audited
 
 
 def trust(distance: int) -> int:

@@ -1,8 +1,10 @@
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import TypeVar
 
@@ -22,11 +24,14 @@ from flower_chain.rules.blockflow import (
     MAX_AGENTS,
     ONE,
     Overall,
+    draw,
     exact_scores,
     middles,
     refunds,
     retrieval_survivors,
     score,
+    seed_of,
+    table,
     to_score,
     trust,
 )
@@ -38,36 +43,43 @@ value = st.integers(0, ONE) | st.sampled_from([0, 1, ONE // 2, ONE // 2 + 1, ONE
 
 
 @st.composite
-def matrices(draw: st.DrawFn, most: int = 9, least: int = 1) -> Matrix:
+def matrices(choose: st.DrawFn, most: int = 9, least: int = 1) -> Matrix:
     """Scores of every agent for every model: any, or close to each other as honest ones are."""
-    n = draw(st.integers(least, most))
-    if draw(st.booleans()):
-        cells = draw(st.lists(value, min_size=n * n, max_size=n * n))
+    n = choose(st.integers(least, most))
+    if choose(st.booleans()):
+        cells = choose(st.lists(value, min_size=n * n, max_size=n * n))
         return np.array(cells, np.uint16).reshape(n, n)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rng = np.random.default_rng(choose(st.integers(0, 2**32)))
     quality = rng.uniform(0.3, 0.95, n)
-    noise = rng.normal(0, draw(st.sampled_from([0.001, 0.05, 0.3])), (n, n))
+    noise = rng.normal(0, choose(st.sampled_from([0.001, 0.05, 0.3])), (n, n))
     return np.rint(np.clip(quality + noise, 0, 1) * ONE).astype(np.uint16)
 
 
 # --- algorithm 1 ---------------------------------------------------------------------------------
 
 
+def algorithm_1(s: list[list[int]], audits: Mapping[int, Sequence[int]]) -> Overall:
+    """As the paper writes it, in exact fractions, each division rounded down."""
+    agents = range(len(s))
+    m, d = [0 for _ in agents], [ONE for _ in agents]
+    for k in agents:
+        auditors = [a for a in agents if k in audits[a]]
+        if not auditors:
+            continue
+        m[k] = int(Fraction(median([Fraction(s[a][k]) for a in auditors])))
+        for a in auditors:
+            t, half = abs(s[a][k] - m[k]), Fraction(ONE, 2)
+            d[a] = min(d[a], max(0, int(ONE * (half - t) // (half + t))))
+    ms = [m[k] * ONE // max(m) if max(m) else 0 for k in agents]
+    ds = [d[a] * ONE // max(d) if max(d) else 0 for a in agents]
+    return Overall(tuple(m), tuple(d), tuple(min(ms[k], ds[k]) for k in agents))
+
+
 @given(matrices())
 def test_algorithm_1_line_by_line(scores: Matrix) -> None:
-    """As the paper writes it, in exact fractions, each division rounded down."""
-    s = scores.tolist()
-    agents = range(len(s))
-    m = [int(Fraction(median([Fraction(s[a][k]) for a in agents]))) for k in agents]
-    ms = [m[k] * ONE // max(m) if max(m) else 0 for k in agents]
-    half = Fraction(ONE, 2)
-    t = [[abs(s[a][k] - m[k]) for k in agents] for a in agents]
-    d = [min(max(0, ONE * (half - t[a][k]) // (half + t[a][k])) for k in agents) for a in agents]
-    ds = [d[a] * ONE // max(d) if max(d) else 0 for a in agents]
+    agents = range(len(scores))
 
-    p = tuple(int(min(ms[k], ds[k])) for k in agents)
-
-    assert score(scores) == Overall(tuple(m), tuple(map(int, d)), p)
+    assert score(scores) == algorithm_1(scores.tolist(), dict.fromkeys(agents, agents))
 
 
 @given(matrices())
@@ -171,6 +183,123 @@ def test_scores_are_rounded_half_up(share: float, expected: int) -> None:
 def test_a_score_is_a_share(wrong: float) -> None:
     with pytest.raises(FormatError, match=r"in \[0, 1\]"):
         to_score(wrong)
+
+
+# --- drawn auditors ------------------------------------------------------------------------------
+
+secrets_told = st.lists(st.binary(min_size=32, max_size=32), max_size=9)
+
+
+@given(secrets_told, st.randoms())
+def test_the_order_of_the_secrets_does_not_matter(told: list[bytes], random: Random) -> None:
+    shuffled = random.sample(told, len(told))
+
+    assert seed_of(told) == seed_of(shuffled)
+    assert len(seed_of(told)) == 32
+
+
+@given(secrets_told, st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
+def test_each_secret_changes_the_seed(told: list[bytes], one: bytes, other: bytes) -> None:
+    assert (seed_of([*told, one]) == seed_of([*told, other])) == (one == other)
+
+
+@given(
+    st.binary(min_size=32, max_size=32),
+    st.sets(st.integers(0, MAX_AGENTS - 1), min_size=1),
+    st.integers(1, 255),
+)
+def test_every_agent_audits_and_is_audited_by_as_many_others(
+    seed: bytes, agents: set[int], auditors: int
+) -> None:
+    audits = draw(seed, sorted(agents), auditors)
+    reach = min(auditors, len(agents) - 1)
+
+    assert set(audits) == agents
+    assert all(len(set(models)) == len(models) == reach for models in audits.values())
+    assert all(agent not in models for agent, models in audits.items())
+    counts = Counter(model for models in audits.values() for model in models)
+    assert all(counts[agent] == reach for agent in agents)
+
+
+def test_every_set_of_auditors_is_as_likely() -> None:
+    """Those of one model, in 20,000 draws: chi squared with nine degrees of freedom."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for number in range(20_000):
+        audits = draw(number.to_bytes(32, "big"), range(6), 3)
+        counts[tuple(a for a in range(6) if 2 in audits[a])] += 1
+
+    assert len(counts) == 10
+    assert sum((count - 2000) ** 2 / 2000 for count in counts.values()) < 27.9  # p = 0.001
+
+
+def test_nobody_draws_nobody() -> None:
+    assert draw(bytes(32), [], 3) == {}
+    assert draw(bytes(32), [7], 3) == {7: []}
+
+
+@given(matrices(), st.integers(1, 9), st.binary(min_size=32, max_size=32))
+def test_algorithm_1_over_the_auditors_that_are_left(
+    scores: Matrix, auditors: int, seed: bytes
+) -> None:
+    audits = draw(seed, range(2 * len(scores)), auditors)
+    left = {2 * place: place for place in range(len(scores))}
+    s = scores.tolist()
+    rows = {
+        agent: [s[place][left[k]] if k in left else 7 for k in audits[agent]]
+        for agent, place in left.items()
+    }
+    there = {place: [left[k] for k in audits[a] if k in left] for a, place in left.items()}
+
+    assert score(*table(rows, audits)) == algorithm_1(s, there)
+
+
+@given(matrices(), st.integers(1, 9))
+def test_drawing_all_others_leaves_out_only_the_diagonal(scores: Matrix, more: int) -> None:
+    n = len(scores)
+    audits = draw(bytes(32), range(n), n - 2 + more)
+    rows = {a: [int(scores[a, k]) for k in audits[a]] for a in range(n)}
+
+    given_scores, audited = table(rows, audits)
+
+    assert np.array_equal(audited, ~np.eye(n, dtype=bool))
+    assert np.array_equal(given_scores[audited], scores[audited])
+
+
+def test_a_model_that_nobody_is_left_to_audit_is_worth_nothing() -> None:
+    circle = {0: [1], 1: [2], 2: [0]}
+
+    found = score(*table({0: [100], 1: [200]}, circle))
+
+    assert found == Overall((0, 100), (ONE, ONE), (0, ONE))
+
+
+def test_a_single_agent_that_is_left_is_not_scored() -> None:
+    assert score(*table({4: [9]}, {4: [5], 5: [4]})).overall == (0,)
+
+
+def test_rows_must_be_as_long_as_the_draw_says() -> None:
+    with pytest.raises(FormatError, match="agent 1 gives 2 scores"):
+        table({1: [5, 6]}, {1: [2], 2: [1]})
+    with pytest.raises(FormatError, match="agent 3 gives 1 scores"):
+        table({3: [5]}, {1: [2], 2: [1]})
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(3, 15))
+def test_a_minority_of_the_auditors_moves_no_median(seed: int, auditors: int, n: int) -> None:
+    """And neither does who audits no model: only where half of the auditors collude it may."""
+    rng = np.random.default_rng(seed)
+    colluders = range(n // 2)
+    audits = draw(rng.bytes(32), range(n), auditors)
+    honest = {a: rng.integers(40_000, 60_000, len(audits[a])).tolist() for a in range(n)}
+    lies = {a: [ONE if k in colluders else 0 for k in audits[a]] for a in colluders}
+
+    found = score(*table(honest | lies, audits))
+
+    for model in range(n):
+        chosen = [a for a in range(n) if model in audits[a]]
+        said = [honest[a][audits[a].index(model)] for a in chosen if a not in colluders]
+        if 2 * (len(chosen) - len(said)) < len(chosen):
+            assert min(said) <= found.model[model] <= max(said)
 
 
 # --- collusion -----------------------------------------------------------------------------------
