@@ -313,12 +313,15 @@ class TrainedModel:
         SHA-256 of the canonical bytes of the model.
     cid : bytes
         Binary CIDv1 of the model, sealed for all agents.
+    lot : bytes
+        :func:`lot_of` its secret, if auditors are drawn; else zero.
     """
 
     agent: int
     round: int
     digest: bytes
     cid: bytes
+    lot: bytes = bytes(32)
 
     def encode(self, domain: Domain) -> SignableMessage:
         """The EIP-712 message that the agent signs."""
@@ -326,8 +329,9 @@ class TrainedModel:
             {"name": "round", "type": "uint32"},
             {"name": "digest", "type": "bytes32"},
             {"name": "cid", "type": "bytes"},
+            {"name": "lot", "type": "bytes32"},
         ]
-        message = {"round": self.round, "digest": self.digest, "cid": self.cid}
+        message = {"round": self.round, "digest": self.digest, "cid": self.cid, "lot": self.lot}
         return domain.encode("Contribution", types, message)
 
 
@@ -341,17 +345,51 @@ class Retrieval:
     round : int
     retrieved : tuple of int
         Whose models, by number.
+    secret : bytes
+        What opens its lot, if auditors are drawn; else zero.
     """
 
     agent: int
     round: int
     retrieved: tuple[int, ...]
+    secret: bytes = bytes(32)
 
     def encode(self, domain: Domain) -> SignableMessage:
         """The EIP-712 message that the agent signs."""
-        types = [{"name": "round", "type": "uint32"}, {"name": "retrieved", "type": "uint256"}]
-        message = {"round": self.round, "retrieved": to_bits(self.retrieved)}
+        types = [
+            {"name": "round", "type": "uint32"},
+            {"name": "retrieved", "type": "uint256"},
+            {"name": "secret", "type": "bytes32"},
+        ]
+        bits = to_bits(self.retrieved)
+        message = {"round": self.round, "retrieved": bits, "secret": self.secret}
         return domain.encode("Retrieval", types, message)
+
+
+def lot_of(agent: int, number: int, secret: bytes, domain: Domain) -> bytes:
+    """What a BlockFLow agent says of its secret as long as models can be submitted.
+
+    Parameters
+    ----------
+    agent : int
+    number : int
+        The round.
+    secret : bytes
+        32 bytes that nobody can guess.
+    domain : Domain
+
+    Returns
+    -------
+    bytes
+        Its hash, bound to the experiment, the round and the agent.
+    """
+    types = [
+        {"name": "round", "type": "uint32"},
+        {"name": "agent", "type": "uint8"},
+        {"name": "secret", "type": "bytes32"},
+    ]
+    message = {"round": number, "agent": agent, "secret": secret}
+    return _hash(domain.encode("Lot", types, message))
 
 
 @dataclass(frozen=True)
@@ -383,14 +421,16 @@ SignedBy = tuple[Said, bytes]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a BlockFLow agent says of all models, and the salt that hid it.
+    """What a BlockFLow agent says of the models that it audits, and the salt that hid it.
 
     Parameters
     ----------
     agent : int
     round : int
     row : tuple of int
-        A score of each agent's model, also of those that were eliminated, in units of 1/65535.
+        A score of each agent's model, also of those that were eliminated, in units of 1/65535. If
+        auditors are drawn, of the models that it was drawn for, in the order of
+        :func:`flower_chain.rules.blockflow.draw`.
     salt : bytes
         32 bytes that nobody can guess.
     """

@@ -1,6 +1,7 @@
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from flower_chain.records import (
     Signed,
     Task,
     from_bits,
+    lot_of,
     pack_errors,
     recover,
     recover_public_key,
@@ -43,6 +45,7 @@ MAX_UINT256 = 2**256 - 1
 # The account whose private key is 1.
 DEVICE = "0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf"
 DOMAIN = Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3")
+SECRET = b"\7" * 32
 CONTRIBUTION = Contribution(
     device=DEVICE,
     version=3,
@@ -221,6 +224,18 @@ class TestEncode:
     def test_every_field_of_a_hello_is_part_of_its_hash(self) -> None:
         hellos = [Hello(DEVICE, (1,)), Hello(DEVICE, (2,)), Hello(DOMAIN.contract, (1,))]
         assert len({hash_of(hello.encode(DOMAIN)) for hello in hellos}) == 3
+
+
+class TestLotOf:
+    def test_it_is_of_one_agent_in_one_round_of_one_experiment(self) -> None:
+        others = [
+            lot_of(2, 3, SECRET, DOMAIN),
+            lot_of(1, 4, SECRET, DOMAIN),
+            lot_of(1, 3, bytes(32), DOMAIN),
+            lot_of(1, 3, SECRET, replace(DOMAIN, chain_id=1)),
+        ]
+        assert lot_of(1, 3, SECRET, DOMAIN) not in others
+        assert len(set(others)) == 4
 
 
 class TestSign:

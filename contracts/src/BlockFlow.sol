@@ -9,6 +9,7 @@ import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {Multicall} from "@openzeppelin/contracts/utils/Multicall.sol";
 
 import {Bits} from "./Bits.sol";
+import {Circle} from "./Circle.sol";
 import {Scoring} from "./Scoring.sol";
 import {Treasury} from "./Treasury.sol";
 
@@ -55,6 +56,7 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @param bond What each agent posts, in the token's smallest unit.
     /// @param stake How much of it is shared by score in each round.
     /// @param seconds_ How long each stage from `Enrol` to `Score` lasts at most.
+    /// @param auditors By how many agents each model is audited; they are drawn (section 6). Zero: by all.
     struct Terms {
         bytes32 digest;
         uint32 rounds;
@@ -62,6 +64,7 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         uint96 bond;
         uint96 stake;
         uint32[6] seconds_;
+        uint8 auditors;
     }
 
     /// @notice An agent posts its bond. Without a permit (EIP-2612; no deadline) it has approved this contract before.
@@ -76,22 +79,26 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @notice An agent has trained a model.
     /// @param digest SHA-256 of the model's canonical bytes.
     /// @param cid Binary CIDv1 of the model, sealed to all agents.
-    /// @param r With `vs`: its compact signature (EIP-2098) of Contribution(uint32 round,bytes32 digest,bytes cid). Of no
-    ///        account here and below if the agent itself sends the transaction.
+    /// @param lot The hash (EIP-712) of Lot(uint32 round,uint8 agent,bytes32 secret); zero if auditors are not drawn.
+    /// @param r With `vs`: its compact signature (EIP-2098) of Contribution(uint32 round,bytes32 digest,bytes cid,bytes32 lot).
+    ///        Of no account here and below if the agent itself sends the transaction.
     struct SignedContribution {
         uint8 agent;
         bytes32 digest;
         bytes cid;
+        bytes32 lot;
         bytes32 r;
         bytes32 vs;
     }
 
     /// @notice An agent says whose models it could retrieve and validate.
     /// @param retrieved A bit for each agent.
-    /// @param r With `vs`: its signature of Retrieval(uint32 round,uint256 retrieved).
+    /// @param secret What opens its lot; zero if auditors are not drawn.
+    /// @param r With `vs`: its signature of Retrieval(uint32 round,uint256 retrieved,bytes32 secret).
     struct SignedRetrieval {
         uint8 agent;
         uint256 retrieved;
+        bytes32 secret;
         bytes32 r;
         bytes32 vs;
     }
@@ -107,7 +114,8 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     }
 
     /// @notice An agent's scores; that they open its commitment is all the proof there need be.
-    /// @param row A big-endian uint16 for each agent of the experiment, also those that were eliminated.
+    /// @param row A big-endian uint16 for each agent of the experiment, also those that were eliminated. If auditors are
+    ///        drawn, for each that follows it in the circle, in order.
     struct Opening {
         uint8 agent;
         bytes row;
@@ -143,8 +151,10 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @notice The score of a perfect model.
     uint256 public constant ONE = Scoring.ONE;
 
-    bytes32 private constant CONTRIBUTION_TYPEHASH = keccak256("Contribution(uint32 round,bytes32 digest,bytes cid)");
-    bytes32 private constant RETRIEVAL_TYPEHASH = keccak256("Retrieval(uint32 round,uint256 retrieved)");
+    bytes32 private constant CONTRIBUTION_TYPEHASH =
+        keccak256("Contribution(uint32 round,bytes32 digest,bytes cid,bytes32 lot)");
+    bytes32 private constant LOT_TYPEHASH = keccak256("Lot(uint32 round,uint8 agent,bytes32 secret)");
+    bytes32 private constant RETRIEVAL_TYPEHASH = keccak256("Retrieval(uint32 round,uint256 retrieved,bytes32 secret)");
     bytes32 private constant COMMITMENT_TYPEHASH = keccak256("Commitment(uint32 round,bytes32 commitment)");
     bytes32 private constant SCORES_TYPEHASH = keccak256("Scores(uint32 round,uint8 agent,bytes row,bytes32 salt)");
 
@@ -172,6 +182,9 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @notice How much of it is shared by score in each round.
     uint96 public immutable stake;
 
+    /// @notice By how many agents each model is audited; zero if by all.
+    uint256 public immutable auditors;
+
     /// @notice How many agents may post a bond.
     uint256 public immutable agentCount;
 
@@ -184,13 +197,20 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @notice The bonds lost in the current round.
     uint96 public forfeited;
 
+    /// @notice The agents among which auditors were drawn last.
+    uint104 public drawn;
+
+    /// @notice What they were drawn by: all secrets of the round, combined by exclusive or, so that each changes it and their
+    ///         order does not matter.
+    bytes32 public seed;
+
     /// @notice All that is not yet claimed of what was posted.
     uint256 public held;
 
     /// @notice The agents, in the order of their accounts, and what was refunded to each and is not yet claimed.
     mapping(uint256 agent => Agent state) public agents;
 
-    /// @notice The last commitment of each agent.
+    /// @notice The last commitment of each agent; if auditors are drawn, its lot until it commits.
     mapping(uint256 agent => bytes32 commitment) public commitments;
 
     /// @dev Eight sets of agents, two in a word. The first: those that retrieved more than half of the models. The others
@@ -207,10 +227,13 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     event StageOpened(uint32 indexed round, Stage indexed stage, uint40 deadline, uint256 live);
 
     /// @notice Agent `agent` trained a model.
-    event Contributed(uint8 agent, bytes32 digest, bytes cid);
+    event Contributed(uint8 agent, bytes32 digest, bytes cid, bytes32 lot);
 
     /// @notice Agent `agent` retrieved these models.
-    event Retrieved(uint8 agent, uint256 retrieved);
+    event Retrieved(uint8 agent, uint256 retrieved, bytes32 secret);
+
+    /// @notice The agents in `live` stand in the circle that `Circle.draw` makes of `seed`.
+    event Drawn(uint32 indexed round, bytes32 seed, uint256 live);
 
     /// @notice Agent `agent` committed to its scores.
     event Committed(uint8 agent, bytes32 commitment);
@@ -285,6 +308,7 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         quorum = terms.quorum;
         bond = terms.bond;
         stake = terms.stake;
+        auditors = terms.auditors;
         agentCount = count;
         _seconds = terms.seconds_;
         _enlist(accounts);
@@ -318,31 +342,37 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         for (uint256 i; i < batch.length; ++i) {
             SignedContribution calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, done);
-            if (fault == Fault.None && item.cid.length != CID_LENGTH) fault = Fault.Malformed;
+            bool wellFormed = item.cid.length == CID_LENGTH && (item.lot == 0) == (auditors == 0);
+            if (fault == Fault.None && !wellFormed) fault = Fault.Malformed;
             if (fault == Fault.None && msg.sender != agents[item.agent].account) {
-                bytes32 hash = keccak256(abi.encode(CONTRIBUTION_TYPEHASH, round, item.digest, keccak256(item.cid)));
+                bytes32 hash =
+                    keccak256(abi.encode(CONTRIBUTION_TYPEHASH, round, item.digest, keccak256(item.cid), item.lot));
                 fault = _checkSignature(item.agent, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
-            emit Contributed(item.agent, item.digest, item.cid);
+            if (auditors != 0) commitments[item.agent] = item.lot;
+            emit Contributed(item.agent, item.digest, item.cid, item.lot);
         }
         _act(now_, done);
     }
 
     /// @notice Stage 2: agents report whose models they could retrieve. Their own counts whether they say so or not: the
-    ///         honest ones would not be enough for each other otherwise.
+    ///         honest ones would not be enough for each other otherwise. If auditors are drawn, it is by what they tell here
+    ///         and had to choose before: nobody knows all of it before all models are there.
     function retrieve(SignedRetrieval[] calldata batch) external {
         Progress memory now_ = _during(Stage.Retrieve);
         uint256 done = now_.acted;
         uint256 all = now_.live;
         uint256 half = all.count() / 2;
         Tally memory tally = Tally([~_retrievals[0], 0, 0, 0], 1);
+        bytes32 secrets = auditors == 0 || done == 0 ? bytes32(0) : seed;
         for (uint256 i; i < batch.length; ++i) {
             SignedRetrieval calldata item = batch[i];
-            Fault fault = _standing(item.agent, now_.live, done);
+            Fault fault = _standing(item.agent, all, done);
+            if (fault == Fault.None && !_opensLot(item.agent, item.secret)) fault = Fault.WrongOpening;
             if (fault == Fault.None && msg.sender != agents[item.agent].account) {
-                bytes32 hash = keccak256(abi.encode(RETRIEVAL_TYPEHASH, round, item.retrieved));
+                bytes32 hash = keccak256(abi.encode(RETRIEVAL_TYPEHASH, round, item.retrieved, item.secret));
                 fault = _checkSignature(item.agent, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
@@ -350,11 +380,13 @@ contract BlockFlow is Treasury, EIP712, Multicall {
             uint256 retrieved = (item.retrieved & all).add(item.agent);
             if (retrieved.count() > half) tally.words[0] = tally.words[0].add(item.agent);
             _countRetrievers(tally, retrieved);
-            emit Retrieved(item.agent, item.retrieved);
+            secrets ^= item.secret;
+            emit Retrieved(item.agent, item.retrieved, item.secret);
         }
         for (uint256 j; j < tally.read; ++j) {
             _retrievals[j] = ~tally.words[j];
         }
+        if (auditors != 0) seed = secrets;
         _act(now_, done);
     }
 
@@ -381,10 +413,11 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     function reveal(Opening[] calldata batch) external {
         Progress memory now_ = _during(Stage.Reveal);
         uint256 done = now_.acted;
+        uint256 length = 2 * _scoresInARow();
         for (uint256 i; i < batch.length; ++i) {
             Opening calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, done);
-            if (fault == Fault.None && !_opens(item.agent, item.row, item.salt)) fault = Fault.WrongOpening;
+            if (fault == Fault.None && !_opens(item.agent, length, item.row, item.salt)) fault = Fault.WrongOpening;
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
             emit Revealed(item.agent, item.row, item.salt);
@@ -398,12 +431,15 @@ contract BlockFlow is Treasury, EIP712, Multicall {
     /// @param salts Their salts.
     /// @param lower For each agent of the experiment a big-endian uint16: the median of its column, or for an even number of
     ///        auditors the lower of the middle two; anything for one that was eliminated.
-    /// @param upper The same with the upper of the middle two; may be empty for an odd number of auditors.
+    /// @param upper The same with the upper of the middle two; may be empty if all audit all and are an odd number.
     function score(bytes calldata rows, bytes32[] calldata salts, bytes calldata lower, bytes calldata upper) external {
         bool early = progress.stage == Stage.Reveal;
         uint256 all = _during(early ? Stage.Reveal : Stage.Score).live;
-        (uint256[] memory overall, uint256 sum) = Scoring.score(all, agentCount, rows, lower, upper);
-        _checkOpenings(all, rows, salts);
+        uint256 length = _scoresInARow();
+        (uint256[] memory overall, uint256 sum) = auditors == 0
+            ? Scoring.score(all, length, rows, lower, upper)
+            : Circle.score(Circle.draw(seed, drawn), length, all, rows, lower, upper);
+        _checkOpenings(all, 2 * length, rows, salts);
         if (early) emit AllRevealed(round, all, rows, salts);
         emit Scored(round, all, overall);
         _endRound(all, overall, sum);
@@ -497,20 +533,33 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         }
     }
 
-    /// @dev Whether row and salt are what `agent` committed to. The hash binds them to this contract, round and agent.
-    function _opens(uint256 agent, bytes calldata row, bytes32 salt) private view returns (bool) {
-        bytes32 structHash = keccak256(abi.encode(SCORES_TYPEHASH, round, agent, keccak256(row), salt));
-        return row.length == 2 * agentCount && commitments[agent] == _hashTypedDataV4(structHash);
+    /// @dev Whether `secret` is what `agent` chose before all models were there.
+    function _opensLot(uint256 agent, bytes32 secret) private view returns (bool) {
+        if (auditors == 0) return secret == 0;
+        return commitments[agent] == _hashTypedDataV4(keccak256(abi.encode(LOT_TYPEHASH, round, agent, secret)));
     }
 
-    /// @dev Refuses `rows` unless they are what the agents in `all` committed to. `Scoring` has checked their length.
-    function _checkOpenings(uint256 all, bytes calldata rows, bytes32[] calldata salts) private view {
+    /// @dev How many scores a row has in this round.
+    function _scoresInARow() private view returns (uint256) {
+        if (auditors == 0) return agentCount;
+        uint256 others = uint256(drawn).count() - 1;
+        return auditors < others ? auditors : others;
+    }
+
+    /// @dev Whether row and salt are what `agent` committed to, and the row of the right `length`. The hash binds them to this contract, round and agent.
+    function _opens(uint256 agent, uint256 length, bytes calldata row, bytes32 salt) private view returns (bool) {
+        bytes32 structHash = keccak256(abi.encode(SCORES_TYPEHASH, round, agent, keccak256(row), salt));
+        return row.length == length && commitments[agent] == _hashTypedDataV4(structHash);
+    }
+
+    /// @dev Refuses `rows`, each of `stride` bytes, unless they are what the agents in `all` committed to. Whoever scored
+    ///      them has checked how long they are together.
+    function _checkOpenings(uint256 all, uint256 stride, bytes calldata rows, bytes32[] calldata salts) private view {
         if (salts.length != all.count()) revert WrongSaltCount(salts.length);
-        uint256 stride = 2 * agentCount;
         uint256 agent = 0;
         for (uint256 i; i < salts.length; ++i) {
             agent = all.next(agent);
-            if (!_opens(agent, rows[i * stride:(i + 1) * stride], salts[i])) revert DoesNotOpen(agent);
+            if (!_opens(agent, stride, rows[i * stride:(i + 1) * stride], salts[i])) revert DoesNotOpen(agent);
             ++agent;
         }
     }
@@ -566,6 +615,11 @@ contract BlockFlow is Treasury, EIP712, Multicall {
         for (uint256 i; i < 4; ++i) {
             _retrievals[i] = type(uint256).max;
         }
+        if (auditors == 0) return survivors;
+        // There are at most `MAX_AGENTS`.
+        // forge-lint: disable-next-line(unsafe-typecast)
+        drawn = uint104(survivors);
+        emit Drawn(round, seed, survivors);
     }
 
     /// @dev Goes on with the `survivors` of `all`. What the others had left of their bonds goes into the pot of this round.

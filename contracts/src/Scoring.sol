@@ -72,6 +72,37 @@ library Scoring {
         return _overall(audit, lower, upper);
     }
 
+    /// @notice The overall scores p_k and their sum. Both arguments are used up.
+    /// @param medians m_k of each agent.
+    /// @param furthest How far from a median each is at most, as an auditor.
+    function share(uint256[] memory medians, uint256[] memory furthest)
+        internal
+        pure
+        returns (uint256[] memory overall, uint256 sum)
+    {
+        unchecked {
+            overall = medians;
+            uint256 bestModel = 0;
+            uint256 bestAudit = 0;
+            for (uint256 i; i < medians.length; ++i) {
+                furthest[i] = _trust(furthest[i]);
+                if (medians[i] > bestModel) bestModel = medians[i];
+                if (furthest[i] > bestAudit) bestAudit = furthest[i];
+            }
+            for (uint256 i; i < medians.length; ++i) {
+                uint256 model = _scaled(medians[i], bestModel);
+                uint256 evaluation = _scaled(furthest[i], bestAudit);
+                overall[i] = model < evaluation ? model : evaluation;
+                sum += overall[i];
+            }
+        }
+    }
+
+    /// @notice The score at `place` of rows that are known to hold it.
+    function scoreAt(bytes calldata rows, uint256 place) internal pure returns (uint256) {
+        return _read(rows, 2 * place) >> 240;
+    }
+
     /// @dev Eight columns of the sixteen at `offset`: those that lie `shift` bits up. Notes how far from the median each
     ///      auditor is, and tells whether the scores that are said to be in the middle are.
     function _audit(
@@ -144,28 +175,18 @@ library Scoring {
     function _overall(Audit memory audit, bytes calldata lower, bytes calldata upper)
         private
         pure
-        returns (uint256[] memory overall, uint256 sum)
+        returns (uint256[] memory, uint256)
     {
         unchecked {
-            uint256 bestModel = 0;
-            uint256 bestAudit = 0;
-            uint256 auditors = audit.auditors;
-            overall = new uint256[](auditors);
+            uint256[] memory medians = new uint256[](audit.auditors);
             uint256 agent = 0;
-            for (uint256 i; i < auditors; ++i) {
+            for (uint256 i; i < medians.length; ++i) {
                 agent = Bits.next(audit.live, agent);
-                overall[i] = (_scoreAt(lower, agent) + _scoreAt(upper, agent)) / 2;
-                audit.furthest[i] = _trust(_largest(audit.furthest[i]));
-                if (overall[i] > bestModel) bestModel = overall[i];
-                if (audit.furthest[i] > bestAudit) bestAudit = audit.furthest[i];
+                medians[i] = (scoreAt(lower, agent) + scoreAt(upper, agent)) / 2;
+                audit.furthest[i] = _largest(audit.furthest[i]);
                 ++agent;
             }
-            for (uint256 i; i < auditors; ++i) {
-                uint256 model = _scaled(overall[i], bestModel);
-                uint256 evaluation = _scaled(audit.furthest[i], bestAudit);
-                overall[i] = model < evaluation ? model : evaluation;
-                sum += overall[i];
-            }
+            return share(medians, audit.furthest);
         }
     }
 
@@ -217,11 +238,6 @@ library Scoring {
                 scores = scores << 16 | ONE * (bits >> i & 1);
             }
         }
-    }
-
-    /// @dev The score of `agent` in a row that is known to hold it.
-    function _scoreAt(bytes calldata row, uint256 agent) private pure returns (uint256) {
-        return _read(row, 2 * agent) >> 240;
     }
 
     /// @dev The word at `offset`. What of it lies behind the end is without meaning.

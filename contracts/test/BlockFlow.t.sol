@@ -6,7 +6,7 @@ import {Scoring} from "../src/Scoring.sol";
 import {Treasury} from "../src/Treasury.sol";
 import {Experiment} from "./Experiment.sol";
 import {HookToken} from "./Mocks.sol";
-import {VM, Vm} from "./Vm.sol";
+import {VM} from "./Vm.sol";
 
 /// @notice The stages, the rules and the money of BlockFlow, one behaviour a test.
 contract BlockFlowTest is Experiment {
@@ -647,12 +647,7 @@ contract BlockFlowTest is Experiment {
         uint256[] memory expected = _algorithm1(scores, live);
         VM.recordLogs();
         _scoreAll(scores);
-        Vm.Log[] memory logs = VM.getRecordedLogs();
-        (uint256 who, uint256[] memory overall) = abi.decode(logs[1].data, (uint256, uint256[]));
-        VM.assertEq(who, live);
-        for ((uint256 k, uint256 place) = (0, 0); k < n; ++k) {
-            if (_has(live, k)) VM.assertEq(overall[place++], expected[k]);
-        }
+        _assertScored(live, expected);
         _assertRefunds(scores, live, live == _all(n) ? 0 : BOND);
     }
 
@@ -904,18 +899,6 @@ contract BlockFlowTest is Experiment {
         _commitAll(scores);
     }
 
-    /// @dev Any scores, or few different ones, or honest ones.
-    function _randomScores(uint256 seed, uint256 n) internal pure returns (uint256[][] memory scores) {
-        scores = _honestScores(n);
-        if (seed % 3 == 0) return scores;
-        for (uint256 a; a < n; ++a) {
-            for (uint256 k; k < n; ++k) {
-                uint256 random = uint256(keccak256(abi.encode(seed, a, k)));
-                scores[a][k] = seed % 3 == 1 ? random % (ONE + 1) : random % 3 * ONE / 2;
-            }
-        }
-    }
-
     /// @dev The refunds of the first round are in proportion to the overall scores, within one unit, and sum to the pot.
     function _assertRefunds(uint256[][] memory scores, uint256 live, uint256 forfeited) internal view {
         uint256[] memory p = _algorithm1(scores, live);
@@ -947,11 +930,5 @@ contract BlockFlowTest is Experiment {
         VM.assertEq(before - token.balanceOf(address(flow)), total);
         VM.assertEq(token.balanceOf(address(flow)), 0);
         VM.assertEq(flow.held(), 0);
-    }
-
-    function _expectRejected(uint256 agent, BlockFlow.Fault fault) internal {
-        VM.expectEmit(address(flow));
-        // forge-lint: disable-next-line(unsafe-typecast)
-        emit BlockFlow.Rejected(_stage(), uint8(agent), fault);
     }
 }

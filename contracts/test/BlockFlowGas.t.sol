@@ -34,7 +34,7 @@ contract BlockFlowGasTest is Experiment {
         emit log(HEADING);
         uint256[5] memory sizes = [uint256(3), 10, 25, 50, 100];
         for (uint256 i; i < sizes.length; ++i) {
-            _measure(sizes[i], false);
+            _measure(sizes[i], 0, false);
         }
     }
 
@@ -42,7 +42,7 @@ contract BlockFlowGasTest is Experiment {
     function test_GasOfTheMostAgents() public {
         emit log("relayed, gas per agent");
         emit log(HEADING);
-        _measure(104, false);
+        _measure(104, 0, false);
     }
 
     /// forge-config: default.isolate = true
@@ -51,13 +51,56 @@ contract BlockFlowGasTest is Experiment {
         emit log(HEADING);
         uint256[5] memory sizes = [uint256(3), 10, 25, 50, 100];
         for (uint256 i; i < sizes.length; ++i) {
-            _measure(sizes[i], true);
+            _measure(sizes[i], 0, true);
         }
     }
 
-    function _measure(uint256 n, bool own) internal {
+    /// forge-config: default.isolate = true
+    function test_GasOfFiveAuditors() public {
+        _measureDrawn(5, false);
+    }
+
+    /// forge-config: default.isolate = true
+    function test_GasOfFiveAuditorsByOwnTransactions() public {
+        _measureDrawn(5, true);
+    }
+
+    /// forge-config: default.isolate = true
+    function test_GasOfNineAuditors() public {
+        _measureDrawn(9, false);
+    }
+
+    /// forge-config: default.isolate = true
+    function test_GasOfNineAuditorsByOwnTransactions() public {
+        _measureDrawn(9, true);
+    }
+
+    /// forge-config: default.isolate = true
+    function test_GasOfFifteenAuditors() public {
+        _measureDrawn(15, false);
+    }
+
+    /// forge-config: default.isolate = true
+    function test_GasOfFifteenAuditorsByOwnTransactions() public {
+        _measureDrawn(15, true);
+    }
+
+    function _measureDrawn(uint256 most, bool own) internal {
+        string memory how = own ? "by own transactions, gas per agent, " : "relayed, gas per agent, ";
+        emit log(string.concat(how, VM.toString(most), " auditors"));
+        emit log(HEADING);
+        uint256[3] memory sizes = [uint256(10), 50, 100];
+        for (uint256 i; i < sizes.length; ++i) {
+            _measure(sizes[i], most, own);
+        }
+    }
+
+    function _measure(uint256 n, uint256 most, bool own) internal {
         uint256[][] memory scores = _honestScores(n);
-        _deploy(n);
+        BlockFlow.Terms memory terms = _terms(n);
+        // forge-lint: disable-next-line(unsafe-typecast)
+        terms.auditors = uint8(most);
+        _deploy(n, terms, token);
         _fund(n);
         Stages memory gas;
         _join(gas, n, own);
@@ -65,7 +108,7 @@ contract BlockFlowGasTest is Experiment {
         for (uint256 i; i < n; ++i) {
             who[i] = i;
         }
-        for (uint256 round; round < 2; ++round) {
+        for (uint256 round; round < (most == 0 ? 2 : 1); ++round) {
             _submit(gas, n, own);
             _retrieve(gas, n, own);
             _commit(gas, n, own, scores);
@@ -85,7 +128,7 @@ contract BlockFlowGasTest is Experiment {
         line = string.concat(line, _cell(gas.retrieve / n), "  ", _cell(gas.commit / n), _cell(gas.reveal / n));
         line = string.concat(line, _cell(gas.score / n), _cell(audit), _cell(all));
         emit log(string.concat(line, _cell(_papersFit(n)), "  ", _cell(gas.claim / n)));
-        if (n != 50) return;
+        if (n != 50 || auditors != 0) return;
         VM.assertLe(all, own ? 180_000 : 90_000, "whole round");
         if (!own) VM.assertLe(audit, 40_000, "commit, reveal and score");
     }

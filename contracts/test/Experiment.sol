@@ -5,7 +5,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
 import {BlockFlow} from "../src/BlockFlow.sol";
 import {RewardToken} from "../src/RewardToken.sol";
-import {VM} from "./Vm.sol";
+import {VM, Vm} from "./Vm.sol";
 
 /// @title Experiment
 /// @notice What the tests of BlockFlow share: agents with keys, in the order of their accounts, and what they sign.
@@ -24,6 +24,9 @@ abstract contract Experiment {
     RewardToken internal token = new RewardToken(1e30);
     BlockFlow internal flow;
 
+    /// @dev By how many each model is audited; zero if by all.
+    uint256 internal auditors;
+
     /// @dev The agents' keys, in the order of their accounts.
     uint256[] internal keys;
 
@@ -31,7 +34,7 @@ abstract contract Experiment {
 
     function _terms(uint256 n) internal pure returns (BlockFlow.Terms memory terms) {
         // forge-lint: disable-next-line(unsafe-typecast)
-        terms = BlockFlow.Terms("plan", ROUNDS, uint8(n), BOND, STAKE, [STAGE_SECONDS, 600, 600, 600, 600, 600]);
+        terms = BlockFlow.Terms("plan", ROUNDS, uint8(n), BOND, STAKE, [STAGE_SECONDS, 600, 600, 600, 600, 600], 0);
     }
 
     function _deploy(uint256 n) internal {
@@ -40,6 +43,7 @@ abstract contract Experiment {
 
     function _deploy(uint256 n, BlockFlow.Terms memory terms, IERC20 token_) internal {
         _makeKeys(n);
+        auditors = terms.auditors;
         address[] memory accounts = new address[](n);
         for (uint256 i; i < n; ++i) {
             accounts[i] = VM.addr(keys[i]);
@@ -151,14 +155,32 @@ abstract contract Experiment {
     function _contribution(uint256 agent) internal view returns (BlockFlow.SignedContribution memory) {
         bytes32 digest = _random("model", agent);
         bytes memory cid = abi.encodePacked(bytes4(0x01551220), _random("sealed", agent));
+        bytes32 lot = auditors == 0 ? bytes32(0) : _lot(agent, _secret(agent));
         bytes32 hash = keccak256(
             abi.encode(
-                keccak256("Contribution(uint32 round,bytes32 digest,bytes cid)"), flow.round(), digest, keccak256(cid)
+                keccak256("Contribution(uint32 round,bytes32 digest,bytes cid,bytes32 lot)"),
+                flow.round(),
+                digest,
+                keccak256(cid),
+                lot
             )
         );
         (bytes32 r, bytes32 vs) = VM.signCompact(keys[agent], _digest(hash));
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.SignedContribution(uint8(agent), digest, cid, r, vs);
+        return BlockFlow.SignedContribution(uint8(agent), digest, cid, lot, r, vs);
+    }
+
+    /// @dev What an agent tells only when all models are there.
+    function _secret(uint256 agent) internal view returns (bytes32) {
+        return keccak256(abi.encode("secret", flow.round(), agent));
+    }
+
+    function _lot(uint256 agent, bytes32 secret) internal view returns (bytes32) {
+        return _digest(
+            keccak256(
+                abi.encode(keccak256("Lot(uint32 round,uint8 agent,bytes32 secret)"), flow.round(), agent, secret)
+            )
+        );
     }
 
     function _contributions(uint256 set) internal view returns (BlockFlow.SignedContribution[] memory batch) {
@@ -169,11 +191,22 @@ abstract contract Experiment {
     }
 
     function _retrieval(uint256 agent, uint256 retrieved) internal view returns (BlockFlow.SignedRetrieval memory) {
-        bytes32 hash =
-            keccak256(abi.encode(keccak256("Retrieval(uint32 round,uint256 retrieved)"), flow.round(), retrieved));
+        return _retrieval(agent, retrieved, auditors == 0 ? bytes32(0) : _secret(agent));
+    }
+
+    function _retrieval(uint256 agent, uint256 retrieved, bytes32 secret)
+        internal
+        view
+        returns (BlockFlow.SignedRetrieval memory)
+    {
+        bytes32 hash = keccak256(
+            abi.encode(
+                keccak256("Retrieval(uint32 round,uint256 retrieved,bytes32 secret)"), flow.round(), retrieved, secret
+            )
+        );
         (bytes32 r, bytes32 vs) = VM.signCompact(keys[agent], _digest(hash));
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.SignedRetrieval(uint8(agent), retrieved, r, vs);
+        return BlockFlow.SignedRetrieval(uint8(agent), retrieved, secret, r, vs);
     }
 
     /// @dev The agents in `set` say that they retrieved `retrieved`.
@@ -215,7 +248,7 @@ abstract contract Experiment {
         return BlockFlow.SignedCommitment(uint8(agent), commitment, r, vs);
     }
 
-    /// @dev The agents in `set` commit to their rows of `scores`.
+    /// @dev The agents in `set` commit to what they are asked for of their `scores`.
     function _commitments(uint256 set, uint256[][] memory scores)
         internal
         view
@@ -223,7 +256,7 @@ abstract contract Experiment {
     {
         batch = new BlockFlow.SignedCommitment[](_count(set));
         for ((uint256 i, uint256 filled) = (0, 0); i < keys.length; ++i) {
-            if (_has(set, i)) batch[filled++] = _signedCommitment(i, _commitment(i, _row(scores[i])));
+            if (_has(set, i)) batch[filled++] = _signedCommitment(i, _commitment(i, _row(_said(scores, i))));
         }
     }
 
@@ -239,7 +272,7 @@ abstract contract Experiment {
     {
         batch = new BlockFlow.Opening[](_count(set));
         for ((uint256 i, uint256 filled) = (0, 0); i < keys.length; ++i) {
-            if (_has(set, i)) batch[filled++] = _opening(i, scores[i]);
+            if (_has(set, i)) batch[filled++] = _opening(i, _said(scores, i));
         }
     }
 
@@ -284,6 +317,18 @@ abstract contract Experiment {
         }
     }
 
+    /// @dev Any scores, or few different ones, or honest ones.
+    function _randomScores(uint256 seed, uint256 n) internal pure returns (uint256[][] memory scores) {
+        scores = _honestScores(n);
+        if (seed % 3 == 0) return scores;
+        for (uint256 a; a < n; ++a) {
+            for (uint256 k; k < n; ++k) {
+                uint256 random = uint256(keccak256(abi.encode(seed, a, k)));
+                scores[a][k] = seed % 3 == 1 ? random % (ONE + 1) : random % 3 * ONE / 2;
+            }
+        }
+    }
+
     function _row(uint256[] memory scores) internal pure returns (bytes memory row) {
         row = new bytes(2 * scores.length);
         for (uint256 k; k < scores.length; ++k) {
@@ -294,15 +339,53 @@ abstract contract Experiment {
     }
 
     /// @dev The rows of the agents in `live`, one after another.
-    function _rows(uint256[][] memory scores, uint256 live) internal pure returns (bytes memory rows) {
-        uint256 n = scores.length;
-        uint256[] memory flat = new uint256[](_count(live) * n);
-        for ((uint256 a, uint256 filled) = (0, 0); a < n; ++a) {
-            for (uint256 k; k < n && _has(live, a); ++k) {
-                flat[filled++] = scores[a][k];
-            }
+    function _rows(uint256[][] memory scores, uint256 live) internal view returns (bytes memory rows) {
+        for (uint256 a; a < scores.length; ++a) {
+            if (_has(live, a)) rows = bytes.concat(rows, _row(_said(scores, a)));
         }
-        return _row(flat);
+    }
+
+    /// @dev Of what an agent thinks of all models, what it is asked for.
+    function _said(uint256[][] memory scores, uint256 agent) internal view returns (uint256[] memory said) {
+        if (auditors == 0) return scores[agent];
+        uint256[] memory circle = _circle();
+        uint256 place = _place(circle, agent);
+        said = new uint256[](_reach(circle.length));
+        for (uint256 i; i < said.length; ++i) {
+            said[i] = scores[agent][circle[(place + 1 + i) % circle.length]];
+        }
+    }
+
+    /// @dev Those of the agents in `live` that audit the model of `agent`.
+    function _auditors(uint256 agent, uint256 live) internal view returns (uint256 set) {
+        if (auditors == 0) return live;
+        uint256[] memory circle = _circle();
+        uint256 place = _place(circle, agent) + circle.length;
+        for (uint256 i = 1; i <= _reach(circle.length); ++i) {
+            set |= _set(circle[(place - i) % circle.length]);
+        }
+        return set & live;
+    }
+
+    /// @dev Fisher and Yates: every place changes with one up to it.
+    function _circle() internal view returns (uint256[] memory circle) {
+        (uint256 set, bytes32 seed) = (flow.drawn(), flow.seed());
+        circle = new uint256[](_count(set));
+        for ((uint256 agent, uint256 filled) = (0, 0); filled < circle.length; ++agent) {
+            if (_has(set, agent)) circle[filled++] = agent;
+        }
+        for (uint256 i; i < circle.length; ++i) {
+            uint256 j = uint256(keccak256(abi.encode(seed, i))) % (i + 1);
+            (circle[i], circle[j]) = (circle[j], circle[i]);
+        }
+    }
+
+    function _place(uint256[] memory circle, uint256 agent) private pure returns (uint256 place) {
+        while (circle[place] != agent) ++place;
+    }
+
+    function _reach(uint256 n) internal view returns (uint256) {
+        return auditors < n ? auditors : n - 1;
     }
 
     function _salts(uint256 n) internal pure returns (bytes32[] memory salts) {
@@ -314,17 +397,18 @@ abstract contract Experiment {
 
     function _middles(uint256[][] memory scores, uint256 live)
         internal
-        pure
+        view
         returns (bytes memory lower, bytes memory upper)
     {
         uint256 n = scores.length;
-        uint256 auditors = _count(live);
         uint256[] memory low = new uint256[](n);
         uint256[] memory high = new uint256[](n);
         for (uint256 k; k < n; ++k) {
-            uint256[] memory column = _sortedColumn(scores, live, k);
-            low[k] = column[(auditors - 1) / 2];
-            high[k] = column[auditors / 2];
+            if (!_has(live, k)) continue;
+            uint256[] memory column = _sortedColumn(scores, _auditors(k, live), k);
+            if (column.length == 0) continue;
+            low[k] = column[(column.length - 1) / 2];
+            high[k] = column[column.length / 2];
         }
         return (_row(low), _row(high));
     }
@@ -346,8 +430,8 @@ abstract contract Experiment {
         }
     }
 
-    /// @dev The paper's algorithm 1, line by line; zero for those that are not in `live`.
-    function _algorithm1(uint256[][] memory scores, uint256 live) internal pure returns (uint256[] memory p) {
+    /// @dev The paper's algorithm 1, line by line, over those that audit each model; zero for those that are not in `live`.
+    function _algorithm1(uint256[][] memory scores, uint256 live) internal view returns (uint256[] memory p) {
         uint256 n = scores.length;
         uint256[] memory m = new uint256[](n);
         uint256[] memory d = new uint256[](n);
@@ -356,19 +440,24 @@ abstract contract Experiment {
         uint256 bestAudit = 0;
         for (uint256 k; k < n; ++k) {
             if (!_has(live, k)) continue;
-            uint256[] memory column = _sortedColumn(scores, live, k);
+            uint256[] memory column = _sortedColumn(scores, _auditors(k, live), k);
+            if (column.length == 0) continue;
             m[k] = (column[(column.length - 1) / 2] + column[column.length / 2]) / 2;
             if (m[k] > bestModel) bestModel = m[k];
         }
         for (uint256 a; a < n; ++a) {
-            if (!_has(live, a)) continue;
-            d[a] = type(uint256).max;
-            for (uint256 k; k < n; ++k) {
-                if (!_has(live, k)) continue;
+            if (_has(live, a)) d[a] = ONE;
+        }
+        for (uint256 k; k < n; ++k) {
+            uint256 set = _has(live, k) ? _auditors(k, live) : 0;
+            for (uint256 a; a < n; ++a) {
+                if (!_has(set, a)) continue;
                 uint256 t = scores[a][k] > m[k] ? scores[a][k] - m[k] : m[k] - scores[a][k];
                 uint256 quality = 2 * t < ONE ? ONE * (ONE - 2 * t) / (ONE + 2 * t) : 0;
                 if (quality < d[a]) d[a] = quality;
             }
+        }
+        for (uint256 a; a < n; ++a) {
             if (d[a] > bestAudit) bestAudit = d[a];
         }
         if (bestModel == 0 || bestAudit == 0) return p;
@@ -377,6 +466,26 @@ abstract contract Experiment {
             uint256 audit = d[k] * ONE / bestAudit;
             p[k] = model < audit ? model : audit;
         }
+    }
+
+    // --- what must have been logged, or will be ---
+
+    /// @dev The recorded logs tell the overall scores `expected`, one for each agent of the experiment, of those in `live`.
+    function _assertScored(uint256 live, uint256[] memory expected) internal {
+        Vm.Log[] memory logs = VM.getRecordedLogs();
+        uint256 i = 0;
+        while (logs[i].topics[0] != BlockFlow.Scored.selector) ++i;
+        (uint256 who, uint256[] memory overall) = abi.decode(logs[i].data, (uint256, uint256[]));
+        VM.assertEq(who, live);
+        for ((uint256 k, uint256 place) = (0, 0); k < expected.length; ++k) {
+            if (_has(live, k)) VM.assertEq(overall[place++], expected[k]);
+        }
+    }
+
+    function _expectRejected(uint256 agent, BlockFlow.Fault fault) internal {
+        VM.expectEmit(address(flow));
+        // forge-lint: disable-next-line(unsafe-typecast)
+        emit BlockFlow.Rejected(_stage(), uint8(agent), fault);
     }
 
     // --- sets ---

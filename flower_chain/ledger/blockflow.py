@@ -3,7 +3,7 @@
 Agents are known by their number, their place in the ascending order of accounts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -27,7 +27,7 @@ from flower_chain.records import (
     sign,
     to_bits,
 )
-from flower_chain.rules.blockflow import MAX_AGENTS, middles, refunds
+from flower_chain.rules.blockflow import MAX_AGENTS, draw, middles, refunds, table
 
 RELAYED = ("submit", "retrieve", "commit")
 """What agents sign."""
@@ -85,6 +85,9 @@ class Terms:
         smallest unit.
     seconds : tuple of int
         How long each stage lasts at most: enrol, train, retrieve, commit, reveal, score.
+    auditors : int
+        Q: by how many agents each model is audited, drawn in every round; 0: by all. How many it
+        takes against how many colluding agents, docs/blockflow.md tells.
     """
 
     digest: bytes
@@ -93,10 +96,12 @@ class Terms:
     bond: int
     stake: int
     seconds: tuple[int, int, int, int, int, int]
+    auditors: int = 0
 
     def as_tuple(self) -> tuple[Any, ...]:
         """Its fields as the contract's structure has them."""
-        return self.digest, self.rounds, self.quorum, self.bond, self.stake, self.seconds
+        amounts = self.bond, self.stake
+        return self.digest, self.rounds, self.quorum, *amounts, self.seconds, self.auditors
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,9 @@ class Round:
     ----------
     number : int
         r, from 0.
+    audits : dict of int to list of int
+        Whose models each agent was drawn to audit, in the order of its row; empty if auditors are
+        not drawn, or not yet.
     refunded : dict of int to int
         Of the bonds, in the token's smallest unit, with what the last round gives back: the pot
         that the contract tells, shared as :func:`flower_chain.rules.blockflow.refunds` does.
@@ -174,6 +182,7 @@ class Round:
     number: int
     contributions: dict[int, TrainedModel] = field(default_factory=dict)
     retrievals: dict[int, Retrieval] = field(default_factory=dict)
+    audits: dict[int, list[int]] = field(default_factory=dict)
     commitments: dict[int, Commitment] = field(default_factory=dict)
     openings: dict[int, Scores] = field(default_factory=dict)
     eliminated: dict[int, Stage] = field(default_factory=dict)
@@ -223,6 +232,7 @@ class Experiment:
         self.contract = contract
         self.domain = Domain(contract.ledger.chain_id, contract.address)
         self._account = account
+        self._auditors: int = contract.call("auditors")
         count = contract.call("agentCount")
         accounts = [contract.call("agents", number)[0] for number in range(count)]
         self.agents: list[str] = [to_checksum_address(account) for account in accounts]
@@ -295,12 +305,15 @@ class Experiment:
 
     def submit(self, batch: Sequence[tuple[TrainedModel, bytes]]) -> list[Rejection]:
         """Record the models that agents trained, each with its signature."""
-        return self._act("submit", [(m.agent, m.digest, m.cid, s[:32], s[32:]) for m, s in batch])
+        return self._act(
+            "submit", [(m.agent, m.digest, m.cid, m.lot, s[:32], s[32:]) for m, s in batch]
+        )
 
     def retrieve(self, batch: Sequence[tuple[Retrieval, bytes]]) -> list[Rejection]:
         """Record whose models agents could retrieve, each with its signature."""
         return self._act(
-            "retrieve", [(r.agent, to_bits(r.retrieved), s[:32], s[32:]) for r, s in batch]
+            "retrieve",
+            [(r.agent, to_bits(r.retrieved), r.secret, s[:32], s[32:]) for r, s in batch],
         )
 
     def commit(self, batch: Sequence[tuple[Commitment, bytes]]) -> list[Rejection]:
@@ -320,12 +333,23 @@ class Experiment:
         ------
         Reverted
             If one is missing, or does not open its commitment.
+        FormatError
+            If one has not as many scores as it must have.
         """
         ordered = sorted(openings, key=lambda opening: opening.agent)
-        matrix = np.array([opening.row for opening in ordered], np.uint16)
-        lower, upper = (np.array(row, ">u2").tobytes() for row in middles(matrix))
+        given = {opening.agent: opening.row for opening in ordered}
+        hints = np.zeros((2, len(self.agents)), ">u2")
+        hints[:, list(given)] = middles(*table(given, self.audits()))
         rows, salts = b"".join(o.packed for o in ordered), [o.salt for o in ordered]
-        return self._transact("score", rows, salts, lower, upper)
+        return self._transact("score", rows, salts, *(hint.tobytes() for hint in hints))
+
+    def audits(self) -> Mapping[int, Sequence[int]]:
+        """Whose models each agent audits by the last draw, in the order of its row."""
+        if self._auditors:
+            seed, drawn = self.contract.call("seed"), from_bits(self.contract.call("drawn"))
+            return draw(seed, drawn, self._auditors)
+        everybody = range(len(self.agents))
+        return dict.fromkeys(everybody, everybody)
 
     def advance(self) -> Receipt:
         """End a stage whose deadline has passed.
@@ -360,6 +384,9 @@ class Experiment:
         current = rounds[-1]
         current.receipts[event.receipt.transaction] = event.receipt
         match event.name:
+            case "Drawn":
+                live = from_bits(args["live"])
+                current.audits = draw(bytes(args["seed"]), live, self._auditors)
             case "Eliminated":
                 out = from_bits(args["out"])
                 current.eliminated |= dict.fromkeys(out, Stage(args["stage"]))
@@ -380,11 +407,11 @@ class Experiment:
         args, agent, number = event.args, event.args.get("agent", 0), current.number
         match event.name:
             case "Contributed":
-                model = TrainedModel(agent, number, bytes(args["digest"]), bytes(args["cid"]))
-                current.contributions[agent] = model
+                said = (bytes(args[name]) for name in ("digest", "cid", "lot"))
+                current.contributions[agent] = TrainedModel(agent, number, *said)
             case "Retrieved":
-                found = from_bits(args["retrieved"])
-                current.retrievals[agent] = Retrieval(agent, number, found)
+                found, secret = from_bits(args["retrieved"]), bytes(args["secret"])
+                current.retrievals[agent] = Retrieval(agent, number, found, secret)
             case "Committed":
                 digest = bytes(args["commitment"])
                 current.commitments[agent] = Commitment(agent, number, digest)
@@ -392,8 +419,9 @@ class Experiment:
                 scores = Scores.unpack(agent, number, bytes(args["row"]), bytes(args["salt"]))
                 current.openings[agent] = scores
             case "AllRevealed":
-                rows, size = bytes(args["rows"]), 2 * len(self.agents)
-                for place, one in enumerate(from_bits(args["live"])):
+                rows, live = bytes(args["rows"]), from_bits(args["live"])
+                size = len(rows) // len(live)
+                for place, one in enumerate(live):
                     row, salt = rows[place * size :][:size], bytes(args["salts"][place])
                     current.openings[one] = Scores.unpack(one, number, row, salt)
 

@@ -19,10 +19,11 @@ from flower_chain.records import (
     Retrieval,
     Scores,
     TrainedModel,
+    lot_of,
     recover,
     sign,
 )
-from flower_chain.rules.blockflow import ONE, refunds, score
+from flower_chain.rules.blockflow import ONE, draw, refunds, score, seed_of, table
 
 BOND, STAKE = 1000, 100
 HOURS = (3600, 3600, 3600, 3600, 3600, 3600)
@@ -271,3 +272,83 @@ def test_an_agent_comes_once_however_it_is_written(ledger, owner, token):
 def test_a_stranger_has_no_number(experiment, owner):
     with pytest.raises(FormatError, match="is none of the 4 agents"):
         experiment.number_of(owner.address)
+
+
+# --- drawn auditors ------------------------------------------------------------------------------
+
+DRAWN = replace(TERMS, auditors=2)
+SECRETS = {agent: bytes([16 + agent]) * 32 for agent in EVERYBODY}
+
+
+def drawn_models(
+    experiment: Experiment, agents: list[LocalAccount]
+) -> list[tuple[TrainedModel, bytes]]:
+    """What everybody trained, with its lot, signed."""
+    domain = experiment.domain
+    said = [
+        replace(model, lot=lot_of(model.agent, model.round, SECRETS[model.agent], domain))
+        for model, _ in models(experiment, agents)
+    ]
+    return [(m, sign(m.encode(domain), agents[m.agent])) for m in said]
+
+
+def drawn_retrievals(
+    experiment: Experiment, agents: list[LocalAccount]
+) -> list[tuple[Retrieval, bytes]]:
+    """Everybody retrieved everything, and tells its secret."""
+    said = [replace(r, secret=SECRETS[r.agent]) for r, _ in retrievals(experiment, agents)]
+    return [(r, sign(r.encode(experiment.domain), agents[r.agent])) for r in said]
+
+
+def drawn_openings(experiment: Experiment) -> list[Scores]:
+    """What everybody thinks of the models that it was drawn for."""
+    audits = experiment.audits()
+    rows = [tuple(MATRIX[k, audits[k]].tolist()) for k in EVERYBODY]
+    return [Scores(k, experiment.progress.round, rows[k], bytes([k]) * 32) for k in EVERYBODY]
+
+
+def test_a_round_with_drawn_auditors_is_scored_as_the_rule_says(start, agents):
+    experiment = start(DRAWN)
+    for _ in range(2):
+        assert experiment.submit(drawn_models(experiment, agents)) == []
+        assert experiment.retrieve(drawn_retrievals(experiment, agents)[::-1]) == []
+        assert experiment.audits() == draw(seed_of(SECRETS.values()), EVERYBODY, 2)
+        given, domain = drawn_openings(experiment), experiment.domain
+        said = [Commitment(o.agent, o.round, o.commitment(domain)) for o in given]
+        assert experiment.commit([(c, sign(c.encode(domain), agents[c.agent])) for c in said]) == []
+        experiment.score(given[::-1])
+    assert experiment.progress.stage is Stage.FINISHED
+    for found in experiment.history().rounds:
+        assert found.audits == draw(seed_of(SECRETS.values()), EVERYBODY, 2)
+        rows = {agent: opening.row for agent, opening in found.openings.items()}
+        assert tuple(found.overall.values()) == score(*table(rows, found.audits)).overall
+        for agent in EVERYBODY:
+            secret, number = found.retrievals[agent].secret, found.number
+            assert found.contributions[agent].lot == lot_of(agent, number, secret, domain)
+
+
+def test_a_model_without_its_lot_is_passed_over(start, agents):
+    experiment = start(DRAWN)
+    assert experiment.submit(models(experiment, agents)[:1]) == [Rejection(0, Fault.MALFORMED)]
+
+
+def test_a_secret_that_was_not_chosen_before_is_passed_over(start, agents):
+    experiment = start(DRAWN)
+    experiment.submit(drawn_models(experiment, agents))
+    changed = replace(drawn_retrievals(experiment, agents)[0][0], secret=b"\1" * 32)
+    item = changed, sign(changed.encode(experiment.domain), agents[0])
+    assert experiment.retrieve([item]) == [Rejection(0, Fault.WRONG_OPENING)]
+
+
+def test_a_row_for_other_models_than_those_drawn_is_told(start, agents):
+    experiment = start(DRAWN)
+    experiment.submit(drawn_models(experiment, agents))
+    experiment.retrieve(drawn_retrievals(experiment, agents))
+    with pytest.raises(FormatError, match="agent 0 gives 4 scores"):
+        experiment.score(openings())
+
+
+def test_where_everybody_audits_everything_nothing_is_drawn(experiment, agents):
+    until_reveal(experiment, agents)
+    assert experiment.audits() == dict.fromkeys(EVERYBODY, range(4))
+    assert experiment.history().rounds[0].audits == {}

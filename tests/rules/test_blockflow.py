@@ -1,8 +1,9 @@
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flower_chain.errors import FormatError
-from flower_chain.ledger.blockflow import Experiment, Terms
+from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.ledger.embedded import EmbeddedLedger
-from flower_chain.records import Commitment, Retrieval, Scores, TrainedModel, sign
+from flower_chain.records import Commitment, Retrieval, Scores, TrainedModel, lot_of, sign
 from flower_chain.rules.blockflow import (
     MAX_AGENTS,
     ONE,
@@ -396,12 +397,14 @@ OWNER: LocalAccount = Account.from_key(b"\x01" * 32)
 class Trial:
     """An experiment whose agents do what they must, relayed by its owner."""
 
-    def __init__(self, path: Path, n: int) -> None:
+    def __init__(self, path: Path, n: int, auditors: int = 0) -> None:
         keys = [Account.from_key((2 + i).to_bytes(32, "big")) for i in range(n)]
         self.agents: list[LocalAccount] = sorted(keys, key=lambda key: int(key.address, 16))
         self.ledger = EmbeddedLedger(path / "journal", [OWNER.address])
-        token = self.ledger.deploy(OWNER, "RewardToken", 10**30)
-        terms = Terms(bytes(32), BOND // STAKE, n, BOND, STAKE, (86400,) * 6)
+        token = self._token = self.ledger.deploy(OWNER, "RewardToken", 10**30)
+        seconds = (86400, 86400, 86400, 60, 86400, 86400)
+        terms = Terms(bytes(32), BOND // STAKE, n, BOND, STAKE, seconds, auditors)
+        self._auditors = auditors
         accounts = [agent.address for agent in self.agents]
         self.flow = Experiment.deploy(self.ledger, OWNER, token.address, terms, accounts)
         for account in accounts:
@@ -410,36 +413,63 @@ class Trial:
 
     def submit(self) -> None:
         """All contribute."""
-        models = [TrainedModel(i, self._round, b"1" * 32, b"2" * 36) for i in self._all]
-        self.flow.submit([self._signed(model) for model in models])
+        models = [TrainedModel(i, self._round, b"1" * 32, b"2" * 36) for i in self._live]
+        self._secrets = dict.fromkeys(self._live, bytes(32))
+        if self._auditors:
+            self._secrets = {i: secrets.token_bytes(32) for i in self._live}
+            models = [
+                replace(m, lot=lot_of(m.agent, m.round, self._secrets[m.agent], self.flow.domain))
+                for m in models
+            ]
+        assert self.flow.submit([self._signed(model) for model in models]) == []
 
     def retrieve(self, retrieved: Sequence[Sequence[int]]) -> None:
         """All report whose models they have."""
-        found = [Retrieval(i, self._round, tuple(retrieved[i])) for i in self._all]
-        self.flow.retrieve([self._signed(each) for each in found])
+        found = [
+            Retrieval(i, self._round, tuple(retrieved[i]), self._secrets[i]) for i in self._live
+        ]
+        assert self.flow.retrieve([self._signed(each) for each in found]) == []
 
-    def audit(self, scores: Matrix) -> tuple[int, ...]:
-        """All commit, and reveal; the overall scores."""
-        rows = [tuple(row.tolist()) for row in scores]
-        openings = [Scores(i, self._round, rows[i], secrets.token_bytes(32)) for i in self._all]
+    def audit(
+        self, scores: Matrix, audits: Mapping[int, Sequence[int]], left: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Those that are left commit, and reveal; the overall scores."""
+        openings = [
+            Scores(i, self._round, tuple(scores[i, audits[i]].tolist()), secrets.token_bytes(32))
+            for i in left
+        ]
         hashes = [opening.commitment(self.flow.domain) for opening in openings]
-        said = [Commitment(i, self._round, hashes[i]) for i in self._all]
-        self.flow.commit([self._signed(commitment) for commitment in said])
+        said = [Commitment(o.agent, self._round, h) for o, h in zip(openings, hashes, strict=True)]
+        assert self.flow.commit([self._signed(commitment) for commitment in said]) == []
+        self._pass(Stage.COMMIT)
         receipt = self.flow.score(openings)
         (scored,) = (e for e in self.flow.contract.events_in(receipt) if e.name == "Scored")
         return tuple(scored.args["overall"])
 
     def refunds(self) -> list[int]:
         """What every agent can claim."""
-        return [self.flow.contract.call("agents", i)[1] for i in self._all]
+        return [self.flow.contract.call("agents", i)[1] for i in range(len(self.agents))]
+
+    def drawn(self) -> dict[int, list[int]]:
+        """Who audits whom, by what the agents told."""
+        return draw(seed_of(self._secrets.values()), self._live, self._auditors)
+
+    def _pass(self, stage: Stage) -> None:
+        """Wait until a stage is over for those that have not acted."""
+        progress = self.flow.progress
+        if progress.stage is not stage:
+            return
+        blocks = (self._token.transact(OWNER, "transfer", OWNER.address, 0).block for _ in count())
+        next(b for b in blocks if self.ledger.time_of(b) >= progress.deadline)  # a second each
+        self.flow.advance()
 
     @property
     def _round(self) -> int:
         return self.flow.progress.round
 
     @property
-    def _all(self) -> range:
-        return range(len(self.agents))
+    def _live(self) -> tuple[int, ...]:
+        return self.flow.progress.live
 
     def _signed(self, said: Said) -> tuple[Said, bytes]:
         return said, sign(said.encode(self.flow.domain), self.agents[said.agent])
@@ -453,7 +483,7 @@ def play(experiment: Trial, scores: Matrix) -> None:
     experiment.submit()
     experiment.retrieve([range(n)] * n)
 
-    assert experiment.audit(scores) == expected
+    assert experiment.audit(scores, dict.fromkeys(range(n), range(n)), range(n)) == expected
     gained = [after - start for after, start in zip(experiment.refunds(), before, strict=True)]
     assert gained == refunds(STAKE * n, expected)
 
@@ -479,6 +509,29 @@ def test_the_contract_scores_a_hundred_agents_as_python_does(tmp_path: Path) -> 
 
     play(experiment, np.rint(honest * ONE).astype(np.uint16))
     play(experiment, rng.integers(0, ONE, (100, 100), np.uint16, endpoint=True))
+    experiment.ledger.close()
+
+
+@pytest.mark.parametrize(("n", "auditors"), [(1, 3), (3, 1), (6, 2), (8, 7), (17, 4), (100, 15)])
+def test_the_contract_draws_and_scores_as_python_does(
+    n: int, auditors: int, tmp_path: Path
+) -> None:
+    """In every round but the first some of those that were drawn do not commit."""
+    experiment = Trial(tmp_path, n, auditors)
+    rng = np.random.default_rng(n)
+    left = [*range(n)]
+    for number in range(3):
+        experiment.submit()
+        experiment.retrieve([range(n)] * n)
+        audits = experiment.drawn()
+        if number:
+            out = len(left) // 5 + (len(left) > 1)
+            left = sorted(Random(n).sample(left, len(left) - out))
+        scores = rng.integers(0, [ONE, 3000, 2][number], (n, n), np.uint16, endpoint=True)
+        rows = {agent: scores[agent, audits[agent]].tolist() for agent in left}
+        expected = score(*table(rows, audits)).overall
+
+        assert experiment.audit(scores, audits, left) == expected
     experiment.ledger.close()
 
 
