@@ -23,26 +23,40 @@ class Peers:
         Of the models.
     commit_seconds : int
         How long scores can be committed to at most: later nobody can, by the contract.
+    auditors : int
+        By how many agents each model is audited, drawn in every round; 0: by all.
+    train_seconds : int
+        How long models can be submitted at most. Told if auditors are drawn: before, no agent tells
+        what they are drawn by.
     readers : tuple of bytes
         Public keys of others who may open the models.
+
+    Raises
+    ------
+    FormatError
+        If the agents are not in order, or that time is not told.
     """
 
     domain: Domain
     keys: tuple[bytes, ...]
     model: Format
     commit_seconds: int
+    auditors: int = 0
+    train_seconds: int = 0
     readers: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         accounts = self.accounts
         if accounts != sorted(set(accounts), key=str.lower):
             raise FormatError(f"agents {accounts}: each once, in ascending order")
+        if self.auditors and not self.train_seconds:
+            raise FormatError("auditors are drawn: how long models can be submitted must be told")
 
     @classmethod
     def of(cls, plan: BlockFlowPlan, domain: Domain) -> "Peers":
         """Those that a plan names."""
         keys, readers = tuple(plan.agent_keys), tuple(plan.reader_keys)
-        return cls(domain, keys, plan.model, plan.stage_s, readers)
+        return cls(domain, keys, plan.model, plan.stage_s, plan.auditors, plan.train_s, readers)
 
     @property
     def recipients(self) -> tuple[bytes, ...]:

@@ -212,6 +212,8 @@ class BlockFlowPlan(Plan):
         smallest unit.
     train_s, stage_s : int
         Seconds that training, and each of the other stages, may take at most.
+    auditors : int
+        By how many agents each model is audited, drawn in every round; 0: by all.
     metric : str
         What of ``evaluate()`` is the score of a model, in [0, 1].
     """
@@ -224,6 +226,7 @@ class BlockFlowPlan(Plan):
     stake: int
     train_s: int
     stage_s: int
+    auditors: int
     metric: str
     scheme: str = "blockflow"
 
@@ -235,6 +238,7 @@ class BlockFlowPlan(Plan):
         _within("rounds", self.rounds, 1, 2**32 - 1)
         _within("bond", self.bond, self.stake * self.rounds, MAX_BONDS // len(accounts))
         _within("stake", self.stake, 0, MAX_BONDS)
+        _within("auditors", self.auditors, 0, MAX_AGENTS)
         _within("train-seconds", self.train_s, 1, MAX_SECONDS)
         _within("stage-seconds", self.stage_s, 1, MAX_SECONDS)
 

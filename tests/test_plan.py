@@ -230,6 +230,7 @@ def an_experiment(**terms: Any) -> BlockFlowPlan:
         "stake": 10**18,
         "train_s": 3600,
         "stage_s": 600,
+        "auditors": 0,
         "metric": "accuracy",
     }
     return BlockFlowPlan(**(default | terms))
@@ -264,6 +265,7 @@ def test_a_plan_of_another_scheme_is_refused() -> None:
         ("stake", -1, "stake = -1"),
         ("train_s", 0, "train-seconds = 0"),
         ("stage_s", 2**32, "stage-seconds = "),
+        ("auditors", 105, "auditors = 105: it must be from 0 to 104"),
         ("metric", 5, "metric = 5"),
     ],
 )

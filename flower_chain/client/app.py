@@ -48,8 +48,8 @@ class ClientApp(FlowerClientApp):
     With ``ledger`` in the ``--node-config``, the URL of a node, the device checks there what it is
     told, and submits its contribution itself, for which its account needs gas; else the owner does.
 
-    Under BlockFLow the device is an agent: it posts a bond of at most ``max-bond`` tokens, which the
-    ``--node-config`` names, and scores the models of the others with ``evaluate()``, on its own data.
+    Under BlockFLow the device is an agent: it posts a bond, of at most ``max-bond`` tokens in the
+    ``--node-config``, and scores the models of the others with ``evaluate()``, on its own data.
 
     Under a strategy that isn't ours it behaves as Flower's own.
 
@@ -68,7 +68,7 @@ class ClientApp(FlowerClientApp):
     weighted_by_key : str
         The metric of ``train()`` that holds the number of data points used.
     metric : str
-        The metric of ``evaluate()`` that holds the accuracy; under BlockFLow the plan names another.
+        The metric of ``evaluate()`` that holds the accuracy. Under BlockFLow the plan names it.
     """
 
     def __init__(

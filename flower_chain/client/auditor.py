@@ -8,7 +8,11 @@ agent signed.
 
 What an agent has said in a round it never says otherwise: before a signature leaves, what it stands
 for is on the disk, so that an agent that was killed goes on where it was. The folder holds the
-models of the others and, until they are revealed, scores and salts: nobody else should read it.
+models of the others and, until they are told, secrets, scores and salts: nobody else should read
+it.
+
+If auditors are drawn, an agent scores only the models that it was drawn for. It draws itself, by
+what the agents told, each of which must be what that agent chose before: nobody can choose for it.
 """
 
 import json
@@ -20,7 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from eth_account.signers.local import LocalAccount
 
 from flower_chain import durable
@@ -33,9 +36,18 @@ from flower_chain.records import (
     Scores,
     SignedBy,
     TrainedModel,
+    lot_of,
     sign,
 )
-from flower_chain.rules.blockflow import ONE, retrieval_survivors, score, to_score
+from flower_chain.rules.blockflow import (
+    ONE,
+    draw,
+    retrieval_survivors,
+    score,
+    seed_of,
+    table,
+    to_score,
+)
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.store.seal import seal, unseal
 from flower_chain.updates import (
@@ -53,6 +65,22 @@ Evaluate = Callable[[Arrays], float]
 
 
 @dataclass(frozen=True)
+class _Secret:
+    """What an agent tells when all models are there.
+
+    Parameters
+    ----------
+    secret : str
+        In hex.
+    time : float
+        Since when it is there, in seconds since 1970.
+    """
+
+    secret: str
+    time: float
+
+
+@dataclass(frozen=True)
 class _Audit:
     """What an agent committed to.
 
@@ -65,12 +93,15 @@ class _Audit:
         The agents that passed the retrieval rule.
     time : float
         When, in seconds since 1970.
+    seed : str
+        What auditors were drawn by, in hex; zero if they are not drawn.
     """
 
     row: list[int]
     salt: str
     live: list[int]
     time: float
+    seed: str
 
 
 class Auditor:
@@ -156,8 +187,19 @@ class Auditor:
             self._path(number, "sealed").read_bytes(),
             self._packed(number, self.number),
         )
-        cid = cid_to_bytes(cid_of(sealed))
-        return self._signed(TrainedModel(self.number, number, digest(packed), cid)), sealed
+        cid, lot = cid_to_bytes(cid_of(sealed)), self._own_lot(number)
+        return self._signed(TrainedModel(self.number, number, digest(packed), cid, lot)), sealed
+
+    def _own_lot(self, number: int) -> bytes:
+        """What the agent says of its secret, which is on the disk then."""
+        if not self._peers.auditors:
+            return bytes(32)
+        if (kept := self._read_secret(number)) is None:
+            kept = _Secret(secrets.token_hex(32), self._clock())
+            self._write(number, "secret", json.dumps(asdict(kept)).encode())
+        lot = lot_of(self.number, number, bytes.fromhex(kept.secret), self._peers.domain)
+        self._write(number, f"lot-{self.number}", lot)
+        return lot
 
     # -- retrieve -----------------------------------------------------------------------------
 
@@ -180,17 +222,40 @@ class Auditor:
         return faults
 
     def report(self, number: int) -> SignedBy[Retrieval]:
-        """What the agent says of the models that it could open; asked again, it says the same."""
+        """What the agent says of the models that it could open; asked again, it says the same.
+
+        Raises
+        ------
+        TaskRefused
+            If auditors are drawn, and somebody can still submit a model, who should not know yet by
+            what; or the agent has not submitted one.
+        """
+        secret = self._told_secret(number)
         path = self._path(number, "retrieved")
         if not path.exists():
             self._write(number, "retrieved", json.dumps(self._held(number)).encode())
         retrieved = tuple(json.loads(path.read_bytes()))
-        return self._signed(Retrieval(self.number, number, retrieved))
+        return self._signed(Retrieval(self.number, number, retrieved, secret))
+
+    def _told_secret(self, number: int) -> bytes:
+        """The agent's secret, once everybody has chosen one or nobody can any more."""
+        if not self._peers.auditors:
+            return bytes(32)
+        if (kept := self._read_secret(number)) is None:
+            raise TaskRefused(f"round {number}: agent {self.number} has not submitted a model")
+        before = self._read(number - 1)
+        others = before.live if before else range(len(self._peers.keys))
+        waiting = [agent for agent in others if self._lot(number, agent) is None]
+        if waiting and self._clock() < kept.time + self._peers.train_seconds:
+            raise TaskRefused(f"round {number}: agents {waiting} can still submit models")
+        return bytes.fromhex(kept.secret)
 
     def _opened(self, number: int, model: TrainedModel, signature: bytes, sealed: bytes) -> bytes:
         peers = self._peers
         if model.round != number or not peers.is_signed(model, signature):
             raise FormatError(f"not signed by agent {model.agent} for round {number}")
+        if peers.auditors:
+            self._keep_lot(model)
         if len(sealed) != (size := peers.sealed_bytes):
             raise FormatError(f"{len(sealed)} bytes, but a sealed model has {size}")
         if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
@@ -205,15 +270,24 @@ class Auditor:
             raise FormatError(f"agent {model.agent} has signed another model before")
         return packed
 
+    def _keep_lot(self, model: TrainedModel) -> None:
+        """Note by what an agent's secret is known, whether its model can be used or not."""
+        lot = self._lot(model.round, model.agent)
+        if lot is None:
+            self._write(model.round, f"lot-{model.agent}", model.lot)
+        elif lot != model.lot:
+            raise FormatError(f"agent {model.agent} has signed another lot before")
+
     # -- commit -------------------------------------------------------------------------------
 
     def commit(
         self, number: int, retrievals: Sequence[SignedBy[Retrieval]], evaluate: Evaluate
     ) -> SignedBy[Commitment]:
-        """Score all models that the agent has, and commit to the scores.
+        """Score the models that the agent has, and commit to the scores.
 
-        Also those of agents that are said to have failed: the contract knows, and ignores what is
-        said of them. Asked again, it commits to the same.
+        All of them, also those of agents that are said to have failed: the contract knows, and
+        ignores what is said of them. Or, if auditors are drawn, those that the agent was drawn for
+        among the agents that passed. Asked again, it commits to the same.
 
         Parameters
         ----------
@@ -231,21 +305,37 @@ class Auditor:
         """
         kept = self._read(number)
         if kept is None:
-            live = self._passed(number, retrievals)
-            row = [0] * len(self._peers.keys)
-            for agent in self._held(number):
-                row[agent] = to_score(evaluate(self._model(number, agent)))
-            kept = _Audit(row, secrets.token_hex(32), live, self._clock())
+            told = self._told(number, retrievals)
+            live, held = self._passed(number, told), self._held(number)
+            seed = seed_of(each.secret for each in told.values()).hex()
+            row = [
+                to_score(evaluate(self._model(number, agent))) if agent in held else 0
+                for agent in self._audits(live, seed)[self.number]
+            ]
+            kept = _Audit(row, secrets.token_hex(32), live, self._clock(), seed)
             self._write(number, "scores", json.dumps(asdict(kept)).encode())
         own = self._scores(number, kept)
         return self._signed(Commitment(self.number, number, own.commitment(self._peers.domain)))
 
-    def _passed(self, number: int, retrievals: Sequence[SignedBy[Retrieval]]) -> list[int]:
+    def _told(self, number: int, retrievals: Sequence[SignedBy[Retrieval]]) -> dict[int, Retrieval]:
+        """By agent, what was retrieved in a round, as far as it is signed, and opens its lot."""
+        return {
+            retrieval.agent: retrieval
+            for retrieval, signature in retrievals
+            if retrieval.round == number
+            and self._peers.is_signed(retrieval, signature)
+            and self._opens_lot(retrieval)
+        }
+
+    def _opens_lot(self, said: Retrieval) -> bool:
+        """Whether its secret is what an agent chose before, if it had to."""
+        if not self._peers.auditors:
+            return True
+        lot = lot_of(said.agent, said.round, said.secret, self._peers.domain)
+        return lot == self._lot(said.round, said.agent)
+
+    def _passed(self, number: int, said: Mapping[int, Retrieval]) -> list[int]:
         """The agents that pass the retrieval rule."""
-        said: dict[int, Retrieval] = {}
-        for retrieval, signature in retrievals:
-            if retrieval.round == number and self._peers.is_signed(retrieval, signature):
-                said[retrieval.agent] = retrieval
         agents = sorted({*said, *self._held(number)})  # who submitted a model, as far as is known
         places = {agent: place for place, agent in enumerate(agents)}
         sets = [
@@ -308,15 +398,17 @@ class Auditor:
         TaskRefused
             If scores are not what an agent that passed committed to, or its own are missing.
         """
-        passed, said = self._committed(number).live, self._said(number, commitments)
+        kept, said = self._committed(number), self._said(number, commitments)
+        audits = self._audits(kept.live, kept.seed)
         rows = {opening.agent: opening.row for opening in openings}
         for opening in openings:
-            if opening.agent not in passed or not self._opens(opening, said):
+            models = audits.get(opening.agent)
+            if models is None or not self._opens(opening, said, len(models)):
                 raise TaskRefused(f"round {number}: agent {opening.agent} did not commit to that")
         if self.number not in rows:
             raise TaskRefused(f"round {number}: the scores of agent {self.number} are missing")
         live = sorted(rows)
-        overall = score(np.array([rows[agent] for agent in live])[:, live]).overall
+        overall = score(*table(rows, audits)).overall
         if not any(overall):
             return dict(received)
         return weighted_mean([self._model(number, agent) for agent in live], overall)
@@ -345,9 +437,15 @@ class Auditor:
             if commitment.round == number and self._peers.is_signed(commitment, signature)
         }
 
-    def _opens(self, opening: Scores, said: Mapping[int, bytes]) -> bool:
-        """Whether these are scores, and those that their agent committed to."""
-        if len(opening.row) != len(self._peers.keys) or not all(0 <= s <= ONE for s in opening.row):
+    def _audits(self, live: Sequence[int], seed: str) -> Mapping[int, Sequence[int]]:
+        """Whose models each agent that passed audits, in the order of its row."""
+        if self._peers.auditors:
+            return draw(bytes.fromhex(seed), live, self._peers.auditors)
+        return dict.fromkeys(live, range(len(self._peers.keys)))
+
+    def _opens(self, opening: Scores, said: Mapping[int, bytes], size: int) -> bool:
+        """Whether these are `size` scores, and those that their agent committed to."""
+        if len(opening.row) != size or not all(0 <= s <= ONE for s in opening.row):
             return False
         return opening.commitment(self._peers.domain) == said.get(opening.agent)
 
@@ -369,6 +467,14 @@ class Auditor:
     def _held(self, number: int) -> list[int]:
         agents = range(len(self._peers.keys))
         return [agent for agent in agents if self._path(number, f"model-{agent}").exists()]
+
+    def _lot(self, number: int, agent: int) -> bytes | None:
+        path = self._path(number, f"lot-{agent}")
+        return path.read_bytes() if path.exists() else None
+
+    def _read_secret(self, number: int) -> _Secret | None:
+        path = self._path(number, "secret")
+        return _Secret(**json.loads(path.read_bytes())) if path.exists() else None
 
     def _read(self, number: int) -> _Audit | None:
         path = self._path(number, "scores")

@@ -463,9 +463,9 @@ def _said(function: str, number: int, item: Sequence[Any]) -> SignedBy[Any]:
     agent, signature = item[0], item[-2] + item[-1]
     match function:
         case "submit":
-            return TrainedModel(agent, number, item[1], item[2]), signature
+            return TrainedModel(agent, number, *item[1:4]), signature
         case "retrieve":
-            return Retrieval(agent, number, from_bits(item[1])), signature
+            return Retrieval(agent, number, from_bits(item[1]), item[2]), signature
         case _:
             return Commitment(agent, number, item[1]), signature
 

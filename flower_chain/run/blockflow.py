@@ -154,4 +154,6 @@ class BlockFlowRun(Run):
 def _terms(plan: BlockFlowPlan) -> Terms:
     train, other = plan.train_s, plan.stage_s
     seconds = (other, train, other, other, other, other)
-    return Terms(plan.digest, plan.rounds, plan.quorum, plan.bond, plan.stake, seconds)
+    return Terms(
+        plan.digest, plan.rounds, plan.quorum, plan.bond, plan.stake, seconds, plan.auditors
+    )

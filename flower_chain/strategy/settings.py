@@ -255,6 +255,9 @@ class BlockFlowSettings(Settings):
     train_seconds, stage_seconds : int
         How long training, and each of the other stages of a round, may take at most: who is later
         is eliminated, and loses what is left of its bond.
+    auditors : int
+        By how many agents each model is audited, drawn in every round; 0 for all. How many it takes
+        for how many colluding ones is in docs/blockflow.md.
     metric : str
         What of the agents' ``evaluate()`` is the score of a model, in [0, 1].
 
@@ -269,14 +272,16 @@ class BlockFlowSettings(Settings):
     quorum: int = 0
     train_seconds: int = 3600
     stage_seconds: int = 600
+    auditors: int = 0
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("bond", "stake"):
             _token_units(name, getattr(self, name))
-        if self.quorum < 0:
-            raise refused("quorum", self.quorum, "it must not be negative")
+        for name in ("quorum", "auditors"):
+            if getattr(self, name) < 0:
+                raise refused(name, getattr(self, name), "it must not be negative")
         for name in ("train_seconds", "stage_seconds"):
             if not 0 < getattr(self, name) < 2**32:
                 raise refused(name, getattr(self, name), "it must be positive, and below 2^32")
@@ -323,6 +328,7 @@ class BlockFlowSettings(Settings):
             stake=_token_units("stake", self.stake),
             train_s=self.train_seconds,
             stage_s=self.stage_seconds,
+            auditors=self.auditors,
             metric=self.metric,
         )
 

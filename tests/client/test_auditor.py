@@ -1,6 +1,7 @@
 """An agent of BlockFLow: what it says, what it believes, and what it remembers."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from flower_chain.keys import public_key
 from flower_chain.ledger import Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.peers import Peers
-from flower_chain.records import Domain, Scores, TrainedModel, sign
-from flower_chain.rules.blockflow import ONE, score
+from flower_chain.records import Domain, Scores, TrainedModel, lot_of, sign
+from flower_chain.rules.blockflow import ONE, draw, score, seed_of, table
 from flower_chain.store.cid import cid_of, cid_to_bytes
 from flower_chain.store.seal import seal
 from flower_chain.updates import Arrays, Format, digest, pack, weighted_mean
@@ -33,6 +34,9 @@ ACCOUNTS: list[LocalAccount] = sorted(
 )
 KEYS = tuple(public_key(account) for account in ACCOUNTS)
 PEERS = Peers(Domain(7, "0x" + 40 * "1"), KEYS, Format.of(FIRST), COMMIT_SECONDS)
+
+
+DRAWN = replace(PEERS, auditors=2, train_seconds=50)
 
 
 def trained(agent: int) -> Arrays:
@@ -119,16 +123,17 @@ def test_all_compute_the_same_model_with_the_weights_of_the_rule(tmp_path):
         played.agents[agent].check(expected, played.aggregate(agent))
 
 
-def test_the_ledger_agrees(tmp_path, ledger: Ledger, owner: LocalAccount):
+@pytest.mark.parametrize("peers", [PEERS, DRAWN], ids=["all", "drawn"])
+def test_the_ledger_agrees(tmp_path, ledger: Ledger, owner: LocalAccount, peers: Peers):
     token = ledger.deploy(owner, "RewardToken", 10**6)
-    terms = Terms(bytes(32), 2, N, 100, 10, (3600,) * 6)
+    terms = Terms(bytes(32), 2, N, 100, 10, (3600,) * 6, peers.auditors)
     accounts = [account.address for account in ACCOUNTS]
     experiment = Experiment.deploy(ledger, owner, token.address, terms, accounts)
     for account in accounts:
         token.transact(owner, "transfer", account, 100)
     experiment.join([experiment.permit(token, account, 2**64) for account in ACCOUNTS])
     for number in range(2):
-        played = Round(tmp_path, replace(PEERS, domain=experiment.domain), number).play()
+        played = Round(tmp_path, replace(peers, domain=experiment.domain), number).play()
         assert experiment.submit([said for said, _ in played.models]) == []
         assert experiment.retrieve(played.retrievals) == []
         assert experiment.commit(played.commitments) == []
@@ -140,8 +145,9 @@ def test_the_ledger_agrees(tmp_path, ledger: Ledger, owner: LocalAccount):
         assert np.array_equal(played.aggregate()["w"], expected["w"])
 
 
-def test_an_agent_that_is_killed_after_every_step_says_the_same_again(tmp_path):
-    played = Round(tmp_path)
+@pytest.mark.parametrize("peers", [PEERS, DRAWN], ids=["all", "drawn"])
+def test_an_agent_that_is_killed_after_every_step_says_the_same_again(tmp_path, peers):
+    played = Round(tmp_path, peers)
     for stage in ("train", "retrieve", "commit", "reveal"):
         played.play(until=stage)
         getattr(played, stage)()
@@ -363,3 +369,124 @@ def test_a_stranger_is_no_agent(tmp_path):
 def test_agents_are_told_in_order(tmp_path):
     with pytest.raises(FormatError, match="each once, in ascending order"):
         replace(PEERS, keys=KEYS[::-1])
+
+
+# --- drawn auditors ------------------------------------------------------------------------------
+
+
+def drawn(played: Round) -> dict[int, list[int]]:
+    """Who audits whom, by what all agents told."""
+    return draw(seed_of(said.secret for said, _ in played.retrievals), range(N), 2)
+
+
+def test_an_agent_scores_only_the_models_that_it_was_drawn_for(tmp_path):
+    played = Round(tmp_path, DRAWN).play("commit")
+    for agent in played.agents:
+        evaluated: list[float] = []
+        agent.commit(0, played.retrievals, lambda model, to=evaluated: to.append(1) or 1.0)
+        assert len(evaluated) == 2
+    played.commit()
+    played.reveal()
+    assert all(opening.row == (ONE, ONE) for opening in played.openings)
+
+
+def test_drawn_auditors_compute_the_model_with_the_weights_of_the_rule(tmp_path):
+    played = Round(tmp_path, DRAWN).play()
+    rows = {opening.agent: opening.row for opening in played.openings}
+    overall = score(*table(rows, drawn(played))).overall
+    expected = weighted_mean([trained(n) for n in range(N)], overall)
+    for agent in range(N):
+        assert np.array_equal(played.aggregate(agent)["w"], expected["w"])
+
+
+def test_the_secret_is_on_the_disk_when_the_lot_leaves(tmp_path):
+    played = Round(tmp_path, DRAWN).play("retrieve")
+    said = played.models[0][0][0]
+    (kept,) = (tmp_path / "0").rglob("secret")
+    secret = bytes.fromhex(json.loads(kept.read_bytes())["secret"])
+    assert said.lot == lot_of(0, 0, secret, DRAWN.domain)
+    assert len({model.lot for (model, _), _ in played.models}) == N
+
+
+def test_nobody_tells_its_secret_as_long_as_another_can_still_choose(tmp_path):
+    played = Round(tmp_path, DRAWN).play("retrieve")
+    agent = played.agents[0]
+    agent.retrieve(0, played.models[:3])
+    with pytest.raises(TaskRefused, match=r"agents \[3, 4\] can still submit models"):
+        agent.report(0)
+    played.clock.now += DRAWN.train_seconds
+    assert agent.report(0)[0].retrieved == (0, 1, 2)
+
+
+def test_who_was_out_before_is_not_waited_for(tmp_path):
+    played = Round(tmp_path, DRAWN).play("retrieve")
+    agents = played.agents[:4]
+    played.clock.now += DRAWN.train_seconds
+    for agent in agents:
+        agent.retrieve(0, played.models[:4])
+    said = [agent.report(0) for agent in agents]
+    for agent in agents:
+        agent.commit(0, said, evaluate)
+    models = [agent.contribute(1, trained(agent.number)) for agent in agents]
+    agents[0].retrieve(1, models[:3])
+    with pytest.raises(TaskRefused, match=r"agents \[3\] can still"):
+        agents[0].report(1)
+    agents[0].retrieve(1, models[3:])
+    assert agents[0].report(1)[0].retrieved == (0, 1, 2, 3)
+
+
+def test_who_submitted_no_model_has_no_secret_to_tell(tmp_path):
+    agent = Auditor(tmp_path, ACCOUNTS[0], DRAWN)
+    with pytest.raises(TaskRefused, match="agent 0 has not submitted a model"):
+        agent.report(0)
+
+
+def test_a_secret_counts_also_of_a_model_that_can_not_be_used(tmp_path):
+    played = Round(tmp_path, DRAWN).play("retrieve")
+    (said, signature), sealed = played.models[4]
+    for agent in played.agents:
+        agent.retrieve(0, [*played.models[:4], ((said, signature), sealed[:-1])])
+    played.retrievals = [agent.report(0) for agent in played.agents]
+    assert all(4 not in found.retrieved for found, _ in played.retrievals[:4])
+    played.commitments = [a.commit(0, played.retrievals, evaluate) for a in played.agents[:4]]
+    played.openings = [agent.reveal(0, played.commitments) for agent in played.agents[:4]]
+    audits = draw(seed_of(found.secret for found, _ in played.retrievals), range(4), 2)
+    rows = {opening.agent: opening.row for opening in played.openings}
+    expected = weighted_mean([trained(n) for n in range(4)], score(*table(rows, audits)).overall)
+    assert np.array_equal(played.aggregate()["w"], expected["w"])
+
+
+def test_nobody_is_drawn_by_a_secret_that_was_not_chosen_before(tmp_path):
+    """Who tells another one, or told none, did not report."""
+    played = Round(tmp_path, DRAWN).play("commit")
+    changed = replace(played.retrievals[4][0], secret=b"\1" * 32)
+    signed = changed, sign(changed.encode(DRAWN.domain), ACCOUNTS[4])
+    played.agents[0].commit(0, [*played.retrievals[:4], signed], evaluate)
+    seed = seed_of(said.secret for said, _ in played.retrievals[:4])
+    kept = json.loads((tmp_path / "0/round-0/scores").read_bytes())
+    assert (kept["seed"], kept["live"]) == (seed.hex(), [0, 1, 2, 3])
+
+
+def test_an_agent_does_not_choose_another_secret(tmp_path):
+    played = Round(tmp_path, DRAWN).play()
+    before = played.aggregate()
+    (model, _), sealed = played.models[1]
+    other = replace(model, lot=b"\1" * 32)
+    faults = played.agents[0].retrieve(
+        0, [((other, sign(other.encode(DRAWN.domain), ACCOUNTS[1])), sealed)]
+    )
+    assert "has signed another lot before" in faults[1]
+    assert np.array_equal(played.aggregate()["w"], before["w"])
+
+
+def test_drawn_auditors_give_as_many_scores_as_they_were_drawn_for(tmp_path):
+    played = Round(tmp_path, DRAWN).play()
+    for row in ((ONE,), (ONE,) * N):
+        openings = [*played.openings[:3], replace(played.openings[3], row=row)]
+        with pytest.raises(TaskRefused, match="agent 3 did not commit to that"):
+            played.aggregate(0, openings)
+
+
+def test_who_draws_must_know_how_long_models_can_be_submitted():
+    with pytest.raises(FormatError, match="how long models can be submitted"):
+        replace(PEERS, auditors=2)

@@ -58,6 +58,17 @@ def test_a_score_is_what_evaluate_says_of_the_model_on_all_of_the_devices_data(t
             assert found.openings[auditor].row[agent] == to_score(accuracy)
 
 
+def test_drawn_auditors_score_only_the_models_that_they_were_drawn_for(tmp_path):
+    experiment = Experiment(tmp_path, 6)
+    outcome = experiment.run(rounds=2, auditors=2)
+    for number, found in enumerate(outcome.history.rounds):
+        assert found.left == tuple(range(6))
+        assert all(len(opening.row) < 6 for opening in found.openings.values())
+        trained = [device.trained[number][1] for device in experiment.devices]
+        expected = weighted_mean(trained, list(found.overall.values()))
+        assert np.array_equal(outcome.model(number + 1)["weight"], expected["weight"])
+
+
 def test_each_round_shares_the_stakes_and_the_last_gives_back_the_rest(tmp_path):
     outcome = Experiment(tmp_path, 3).run(rounds=2, bond=5.0, stake=1.0)
     first, second = outcome.history.rounds
