@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from eth_account.signers.local import LocalAccount
+
 from flower_chain.errors import FormatError
 from flower_chain.keys import address_of
 from flower_chain.plan import BlockFlowPlan
 from flower_chain.records import Commitment, Domain, Retrieval, TrainedModel, recover
-from flower_chain.store.seal import sealed_bytes
-from flower_chain.updates import Format
+from flower_chain.store.cid import cid_from_bytes, cid_of
+from flower_chain.store.seal import sealed_bytes, unseal
+from flower_chain.updates import Format, check_finite, digest, unpack
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,41 @@ class Peers:
         if not 0 <= said.agent < len(self.keys):
             return False
         return recover(said.encode(self.domain), signature) == self.accounts[said.agent]
+
+    def open(self, model: TrainedModel, sealed: bytes, reader: LocalAccount) -> bytes:
+        """A sealed model, opened and checked against what its agent signed.
+
+        Parameters
+        ----------
+        model : TrainedModel
+        sealed : bytes
+            Whatever is said to be it.
+        reader : LocalAccount
+            One of those whom it was sealed for.
+
+        Returns
+        -------
+        bytes
+            The canonical bytes of a model in the format that was agreed, all of it finite.
+
+        Raises
+        ------
+        FormatError
+            If it is another one than was signed, or no such model.
+        SealError
+            If it can't be opened.
+        """
+        if len(sealed) != (size := self.sealed_bytes):
+            raise FormatError(f"{len(sealed)} bytes, but a sealed model has {size}")
+        if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
+            raise FormatError(f"the bytes of {found}, but {named} was signed")
+        packed = unseal(sealed, bytes(reader.key), self.binding(model))
+        if digest(packed) != model.digest:
+            raise FormatError(f"digest {digest(packed).hex()}, but {model.digest.hex()} was signed")
+        arrays = unpack(packed)
+        self.model.check(arrays)
+        check_finite(arrays)
+        return packed
 
     def binding(self, model: TrainedModel) -> bytes:
         """What a sealed model is bound to."""

@@ -48,8 +48,8 @@ from flower_chain.rules.blockflow import (
     table,
     to_score,
 )
-from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
-from flower_chain.store.seal import seal, unseal
+from flower_chain.store.cid import cid_of, cid_to_bytes
+from flower_chain.store.seal import seal
 from flower_chain.updates import (
     Arrays,
     check_finite,
@@ -251,21 +251,11 @@ class Auditor:
         return bytes.fromhex(kept.secret)
 
     def _opened(self, number: int, model: TrainedModel, signature: bytes, sealed: bytes) -> bytes:
-        peers = self._peers
-        if model.round != number or not peers.is_signed(model, signature):
+        if model.round != number or not self._peers.is_signed(model, signature):
             raise FormatError(f"not signed by agent {model.agent} for round {number}")
-        if peers.auditors:
+        if self._peers.auditors:
             self._keep_lot(model)
-        if len(sealed) != (size := peers.sealed_bytes):
-            raise FormatError(f"{len(sealed)} bytes, but a sealed model has {size}")
-        if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
-            raise FormatError(f"the bytes of {found}, but {named} was signed")
-        packed = unseal(sealed, bytes(self._account.key), peers.binding(model))
-        if digest(packed) != model.digest:
-            raise FormatError(f"digest {digest(packed).hex()}, but {model.digest.hex()} was signed")
-        arrays = unpack(packed)
-        peers.model.check(arrays)
-        check_finite(arrays)
+        packed = self._peers.open(model, sealed, self._account)
         if model.agent in self._held(number) and packed != self._packed(number, model.agent):
             raise FormatError(f"agent {model.agent} has signed another model before")
         return packed
