@@ -82,6 +82,8 @@ class Receipt:
     ----------
     transaction : str
         Its hash, with 0x.
+    sender : str
+        Checksum address of the account that signed it.
     block : int
         Number of the block that holds it.
     gas_used : int
@@ -92,6 +94,7 @@ class Receipt:
     """
 
     transaction: str
+    sender: str
     block: int
     gas_used: int
     created: str | None

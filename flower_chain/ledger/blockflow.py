@@ -3,6 +3,7 @@
 Agents are known by their number, their place in the ascending order of accounts.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -177,6 +178,8 @@ class Round:
     refunded : dict of int to int
         Of the bonds, in the token's smallest unit, with what the last round gives back: the pot
         that the contract tells, shared as :func:`flower_chain.rules.blockflow.refunds` does.
+    sent : dict
+        What agents signed, and the transaction that each came in.
     """
 
     number: int
@@ -190,6 +193,7 @@ class Round:
     refunded: dict[int, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
+    sent: dict[TrainedModel | Retrieval | Commitment, Receipt] = field(default_factory=dict)
 
     @property
     def left(self) -> tuple[int, ...]:
@@ -212,10 +216,20 @@ class History:
     announced : dict of int to dict of bytes to bytes
         By round, the model that the owner said it begins with: SHA-256, and where it is; after the
         last round the final one. More than one if it said different things.
+    joined : list of int
+        The agents that posted their bonds.
+    stage : Stage
+        What the experiment is doing.
+    credited, withdrawn : dict of str to int
+        By account, in the token's smallest unit.
     """
 
     rounds: list[Round] = field(default_factory=lambda: [Round(0)])
     announced: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
+    joined: list[int] = field(default_factory=list)
+    stage: Stage = Stage.ENROL
+    credited: Counter[str] = field(default_factory=Counter)
+    withdrawn: Counter[str] = field(default_factory=Counter)
 
 
 class Experiment:
@@ -378,9 +392,11 @@ class Experiment:
 
     def _remember(self, history: History, event: Event) -> None:
         args, rounds = event.args, history.rounds
-        if event.name == "StageOpened" and args["round"] == len(rounds):
-            rounds.append(Round(args["round"]))
-            return  # the transaction is that of the round which it ended
+        if event.name == "StageOpened":
+            history.stage = Stage(args["stage"])
+            if args["round"] == len(rounds):
+                rounds.append(Round(args["round"]))
+                return  # the transaction is that of the round which it ended
         current = rounds[-1]
         current.receipts[event.receipt.transaction] = event.receipt
         match event.name:
@@ -398,6 +414,12 @@ class Experiment:
             case "ModelPublished":
                 named = history.announced.setdefault(args["round"], {})
                 named[bytes(args["digest"])] = bytes(args["cid"])
+            case "Joined":
+                history.joined.append(args["agent"])
+            case "Credited":
+                history.credited[args["account"]] += args["amount"]
+            case "Withdrawn":
+                history.withdrawn[args["account"]] += args["amount"]
             case "Rejected":
                 current.rejections.append(_rejection(event))
             case _:
@@ -408,13 +430,18 @@ class Experiment:
         match event.name:
             case "Contributed":
                 said = (bytes(args[name]) for name in ("digest", "cid", "lot"))
-                current.contributions[agent] = TrainedModel(agent, number, *said)
+                model = TrainedModel(agent, number, *said)
+                current.contributions[agent] = model
+                current.sent[model] = event.receipt
             case "Retrieved":
                 found, secret = from_bits(args["retrieved"]), bytes(args["secret"])
-                current.retrievals[agent] = Retrieval(agent, number, found, secret)
+                retrieval = Retrieval(agent, number, found, secret)
+                current.retrievals[agent] = retrieval
+                current.sent[retrieval] = event.receipt
             case "Committed":
-                digest = bytes(args["commitment"])
-                current.commitments[agent] = Commitment(agent, number, digest)
+                commitment = Commitment(agent, number, bytes(args["commitment"]))
+                current.commitments[agent] = commitment
+                current.sent[commitment] = event.receipt
             case "Revealed":
                 scores = Scores.unpack(agent, number, bytes(args["row"]), bytes(args["salt"]))
                 current.openings[agent] = scores
@@ -428,16 +455,20 @@ class Experiment:
     def signed(self, number: int) -> list[SignedBy[Any]]:
         """What agents said in a round, with their signatures, as far as others relayed it."""
         found = self.history().rounds[number]
-        said: list[SignedBy[Any]] = []
-        for receipt in found.receipts.values():
-            data = self.contract.ledger.data_of(receipt.transaction)
-            for function in RELAYED:
-                arguments = self.contract.decode(function, data)
-                if arguments is not None:
-                    said += [_said(function, number, item) for item in arguments[0]]
-        recorded: list[dict[int, Any]] = [found.contributions, found.retrievals, found.commitments]
-        held = {record for records in recorded for record in records.values()}
-        return [(record, signature) for record, signature in said if record in held]
+        said = [pair for name in found.receipts for pair in self.signed_in(name, number) or ()]
+        return [(record, signature) for record, signature in said if record in found.sent]
+
+    def signed_in(self, transaction: str, number: int) -> list[SignedBy[Any]] | None:
+        """What agents say in a transaction of a round, each with a signature, good or bad.
+
+        None if the transaction does something else than to relay that.
+        """
+        data = self.contract.ledger.data_of(transaction)
+        for function in RELAYED:
+            arguments = self.contract.decode(function, data)
+            if arguments is not None:
+                return [_said(function, number, item) for item in arguments[0]]
+        return None
 
     def _act(self, function: str, items: Sequence[tuple[Any, ...]]) -> list[Rejection]:
         """Call a function with as many items at a time as fit; tell what was passed over.

@@ -226,9 +226,9 @@ class EmbeddedLedger(Ledger):
         (transaction,) = block.transactions
         (mined,) = block.get_receipts(self._chain.chaindb)
         created = None if transaction.to else to_checksum_address(_address_created(transaction))
-        name = "0x" + transaction.hash.hex()
+        name, sender = "0x" + transaction.hash.hex(), to_checksum_address(transaction.sender)
         logs = tuple(_log(entry, name, block.number, i) for i, entry in enumerate(mined.logs))
-        receipt = Receipt(name, block.number, mined.gas_used, created, logs)
+        receipt = Receipt(name, sender, block.number, mined.gas_used, created, logs)
         self._receipts[name] = receipt
         self._times.append(block.header.timestamp)
         return receipt

@@ -225,6 +225,7 @@ def _gather(
 def _receipt(mined: TxReceipt) -> Receipt:
     return Receipt(
         mined["transactionHash"].to_0x_hex(),
+        mined["from"],
         mined["blockNumber"],
         mined["gasUsed"],
         mined["contractAddress"],
