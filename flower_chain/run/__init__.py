@@ -13,6 +13,12 @@ The ledger and the store are all that a run needs to be continued after its serv
 ``run.json`` says where they are.
 """
 
+from pathlib import Path
+
+from eth_account.signers.local import LocalAccount
+
+from flower_chain.errors import ConfigError, FormatError
+from flower_chain.plan import Plan
 from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run
 from flower_chain.run.blockflow import BlockFlowRun
 from flower_chain.run.record_and_reward import Funds, RecordAndRewardRun
@@ -21,9 +27,27 @@ __all__ = [
     "EMBEDDED",
     "FILE",
     "TOKEN_SUPPLY",
+    "AnyRun",
     "BlockFlowRun",
     "Funds",
     "Pointers",
     "RecordAndRewardRun",
     "Run",
+    "open_run",
 ]
+
+AnyRun = RecordAndRewardRun | BlockFlowRun
+
+RUNS: dict[str, type[RecordAndRewardRun] | type[BlockFlowRun]] = {
+    "record-and-reward": RecordAndRewardRun,
+    "blockflow": BlockFlowRun,
+}
+
+
+def open_run(path: Path, account: LocalAccount | None = None, where: str | None = None) -> AnyRun:
+    """Open a run of whatever scheme; otherwise as :meth:`Run.open`."""
+    try:
+        scheme = Plan.from_json(Pointers.read(path / FILE).plan).scheme
+    except FormatError as fault:
+        raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
+    return RUNS[scheme].open(path, account, where)

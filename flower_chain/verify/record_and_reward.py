@@ -1,28 +1,21 @@
-"""Recompute a whole run from its ledger and its store.
-
-Nothing of the strategy is used: signatures, verdicts and payments are recomputed from the rules and
-from what the contract said. Whoever lacks the owner's key or validation data gets everything
-checked that needs neither, and is told what was not.
-"""
+"""Recompute a run of record-and-reward: verdicts, payments, models."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from flower_chain.envelope import RefusedError, fetch, open_sealed
-from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified, WrongChain
+from flower_chain.errors import ConfigError, FormatError, Unverified
 from flower_chain.examiner import Examiner
 from flower_chain.keys import address_of
-from flower_chain.ledger import Contract
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
 from flower_chain.rules.record_and_reward import judge
 from flower_chain.run import RecordAndRewardRun
-from flower_chain.store.cid import cid_from_bytes
-from flower_chain.updates import Arrays, apply, check_finite, digest, mean, pack, unpack
+from flower_chain.updates import Arrays, apply, check_finite, digest, mean, pack
+from flower_chain.verify.base import Report, Verifier
 
 OWNERS_WORD = (Refusal.UNREADABLE, Refusal.DEVICE_ERROR, Refusal.NO_ANSWER)
 """Findings about what is neither on the ledger nor in the store: only the owner saw it."""
@@ -34,70 +27,33 @@ UNKEPT = (Refusal.NOT_STORED, Refusal.WRONG_CID, Refusal.OVERSIZE)
 """Findings about bytes that were not there then; whoever sends them later disproves nothing."""
 
 
-@dataclass
-class Report:
-    """What was checked, and what could not be.
-
-    Parameters
-    ----------
-    checked : dict of str to int
-        Kind of record, and how many of them fit.
-    unchecked : list of str
-        What was not checked, and why.
-    """
-
-    checked: dict[str, int] = field(default_factory=dict)
-    unchecked: list[str] = field(default_factory=list)
-
-    def count(self, kind: str, number: int = 1) -> None:
-        """Note that `number` more records of a kind fit."""
-        self.checked[kind] = self.checked.get(kind, 0) + number
-
-
-def verify(
-    run: RecordAndRewardRun, owner: LocalAccount | None, examiner: Examiner | None
-) -> Iterator[Report]:
-    """Check a run version by version; the report grows with each.
+class RecordAndRewardVerifier(Verifier):
+    """Checks a run of record-and-reward.
 
     Parameters
     ----------
     run : RecordAndRewardRun
-    owner : LocalAccount or None
-        The owner's account, or that of a reader that the plan names: it opens the updates.
+    reader : LocalAccount or None
+        The owner, or a reader that the plan names.
     examiner : Examiner or None
         The owner's validation data.
-
-    Yields
-    ------
-    Report
-        The same one, after each version and at the end.
-
-    Raises
-    ------
-    Unverified
-        Naming the first record that does not fit.
-    ConfigError
-        If `owner` may not read the updates, or `examiner` has other data.
     """
-    return _Verifier(run, owner, examiner).check()
 
+    _run: RecordAndRewardRun
 
-class _Verifier:
     def __init__(
-        self, run: RecordAndRewardRun, owner: LocalAccount | None, examiner: Examiner | None
+        self, run: RecordAndRewardRun, reader: LocalAccount | None, examiner: Examiner | None
     ) -> None:
-        self._run = run
+        super().__init__(run, reader)
         self._plan = run.plan
-        self._owner = owner
         self._examiner = examiner
-        self._contract = run.federation.contract
         self._history: History = run.federation.history()
-        self._report = Report()
         self._contributed: set[tuple[str, int]] = set()
         self._paid = 0
         self._on_word = 0
 
     def check(self) -> Iterator[Report]:
+        """Check the run version by version; the report grows with each."""
         self._check_keys()
         self._check_code()
         self._check_plan()
@@ -122,38 +78,15 @@ class _Verifier:
     # -- what was agreed --------------------------------------------------------------------
 
     def _check_keys(self) -> None:
-        owner = to_checksum_address(self._contract.call("owner"))
-        readers = {owner, *(address_of(key) for key in self._plan.reader_keys)}
-        if self._owner is not None and self._owner.address not in readers:
-            raise ConfigError(
-                f"the key is that of {self._owner.address}: the updates are sealed for {readers}"
-            )
+        owner = to_checksum_address(self._run.contract.call("owner"))
+        self._check_reader({owner, *(address_of(key) for key in self._plan.reader_keys)})
         if self._examiner is not None and self._examiner.digest != self._plan.validation_digest:
             raise ConfigError(
                 f"the validation data have digest {self._examiner.digest}, "
                 f"the plan names {self._plan.validation_digest}"
             )
 
-    def _check_code(self) -> None:
-        try:
-            self._contract.check_code()
-            self._contract.check_creation()
-        except WrongChain as fault:
-            raise Unverified(f"code: {fault}") from None
-        self._report.count("contracts")
-        try:
-            self._run.token.check_code()
-        except WrongChain:
-            token = self._run.token.address
-            word = f"the token at {token}: not this package's, what it says is believed"
-            self._report.unchecked.append(word)
-
     def _check_plan(self) -> None:
-        named = self._contract.call("planDigest")
-        if named != self._plan.digest:
-            raise Unverified(
-                f"plan: its digest is {self._plan.digest.hex()}, the contract's {named.hex()}"
-            )
         agreed = {
             "rule": int(self._plan.rule),
             "thresholdPpm": self._plan.threshold_ppm,
@@ -165,23 +98,19 @@ class _Verifier:
             "maxDataCost": self._plan.max_data_cost,
             "patience": self._plan.patience_s,
         }
-        for name, value in agreed.items():
-            enforced = self._contract.call(name)
-            if enforced != value:
-                raise Unverified(f"plan: {name} is {value}, but the contract enforces {enforced}")
-        self._report.count("terms", len(agreed) + 1)
+        self._check_terms(agreed)
 
     def _say_what_is_left_out(self) -> None:
         left_out = self._report.unchecked
-        if self._owner is None:
+        if self._reader is None:
             left_out.append("what the sealed updates hold: needs the owner's key (--owner-key)")
         if self._examiner is None:
             left_out.append("accuracies: needs the owner's data (--examiner)")
-        if self._owner is None or self._examiner is None:
+        if self._reader is None or self._examiner is None:
             left_out.append("validation errors: needs the owner's key and data (--examiner)")
         if self._plan.aggregation != "mean":
             left_out.append(f"the aggregates: {self._plan.inner} made them, not a mean")
-        elif self._owner is None:
+        elif self._reader is None:
             left_out.append("the aggregates: needs the owner's key")
 
     # -- models -----------------------------------------------------------------------------
@@ -189,18 +118,8 @@ class _Verifier:
     def _check_model(self, version: Version) -> Arrays:
         """T_k from the store, whose bytes and format must be those on the ledger."""
         where = f"version {version.number}, model"
-        try:
-            packed = self._run.store.get(cid_from_bytes(version.model.cid))
-            if (found := digest(packed)) != version.model.digest:
-                recorded = version.model.digest.hex()
-                raise Unverified(f"{where}: its digest is {found.hex()}, the ledger's {recorded}")
-            arrays = unpack(packed)
-            self._plan.model.check(arrays)
-            check_finite(arrays)
-        except (StoreError, FormatError) as fault:
-            raise Unverified(f"{where}: {fault}") from fault
+        arrays = self._load(where, version.model.cid, version.model.digest)
         self._check_accuracy(version, arrays)
-        self._report.count("models")
         return arrays
 
     def _check_accuracy(self, version: Version, arrays: Arrays) -> None:
@@ -256,7 +175,7 @@ class _Verifier:
         for verdict in version.accepted:
             self._check_stored(version, verdict)
         self._check_findings(version, model)
-        if self._owner is None:
+        if self._reader is None:
             return None
         return [self._check_update(version, verdict, model) for verdict in version.accepted]
 
@@ -345,7 +264,7 @@ class _Verifier:
                     f"{_where(version, verdict)}: refused for {str(finding.reason)!r}, "
                     "but the contribution is on the ledger"
                 )
-            elif self._owner is not None:
+            elif self._reader is not None:
                 self._check_finding(version, verdict, finding.reason, model)
 
     def _check_finding(
@@ -371,13 +290,13 @@ class _Verifier:
         self._report.count("findings")
 
     def _open(self, verdict: Verdict) -> Arrays:
-        assert self._owner is not None
+        assert self._reader is not None
         return open_sealed(
             self._fetch(verdict),
             verdict.signed.contribution,
             self._run.federation.domain,
             self._plan.model,
-            self._owner,
+            self._reader,
         )
 
     def _fetch(self, verdict: Verdict) -> bytes:
@@ -427,29 +346,14 @@ class _Verifier:
 
     def _check_balances(self) -> None:
         """The contract's own books against its events and its tokens."""
-        history, contract = self._history, self._contract
+        history = self._history
         if self._run.federation.history() != history:
             self._report.unchecked.append("balances: the run went on while it was checked")
             return
-        for account in history.credited.keys() | history.withdrawn.keys():
-            left = history.credited.get(account, 0) - history.withdrawn.get(account, 0)
-            if (held := contract.call("credits", account)) != left:
-                raise Unverified(f"credits of {account}: {held}, but its payments leave {left}")
+        owed = self._check_credits(history.credited, history.withdrawn)
         if (credited := sum(history.credited.values())) != self._paid:
             raise Unverified(f"credits: {credited} in all, but {self._paid} was paid")
-        owed = credited - sum(history.withdrawn.values())
-        if (total := contract.call("totalCredits")) != owed:
-            raise Unverified(f"credits: the contract says {total} in all, its events {owed}")
         self._check_funds(owed)
-        self._report.count("balances", len(history.credited) + 2)
-
-    def _check_funds(self, owed: int) -> None:
-        token = Contract(self._contract.ledger, self._run.pointers.token, "RewardToken")
-        if (named := self._contract.call("token")) != token.address.lower():
-            raise Unverified(f"token: run.json says {token.address}, the contract {named}")
-        balance = token.call("balanceOf", self._contract.address)
-        if balance < owed:
-            raise Unverified(f"tokens: {balance} held, but {owed} owed")
 
 
 def _is_finite(arrays: Arrays) -> bool:

@@ -1,0 +1,52 @@
+"""Recompute a whole run from its ledger and its store.
+
+Nothing of the strategy is used: signatures, verdicts and payments are recomputed from the rules and
+from what the contract said. Whoever lacks a key or the owner's validation data gets everything
+checked that needs neither, and is told what was not.
+"""
+
+from collections.abc import Iterator
+
+from eth_account.signers.local import LocalAccount
+
+from flower_chain.errors import ConfigError
+from flower_chain.examiner import Examiner
+from flower_chain.run import AnyRun, BlockFlowRun
+from flower_chain.verify.base import Report
+from flower_chain.verify.blockflow import BlockFlowVerifier
+from flower_chain.verify.record_and_reward import RecordAndRewardVerifier
+
+__all__ = ["Report", "verify"]
+
+
+def verify(
+    run: AnyRun, reader: LocalAccount | None = None, examiner: Examiner | None = None
+) -> Iterator[Report]:
+    """Check a run piece by piece; the report grows with each version or round.
+
+    Parameters
+    ----------
+    run : RecordAndRewardRun or BlockFlowRun
+    reader : LocalAccount or None
+        The account of who may open what is sealed: the owner under record-and-reward, an agent
+        under blockflow, or a reader that the plan names.
+    examiner : Examiner or None
+        The owner's validation data; under blockflow there are none.
+
+    Yields
+    ------
+    Report
+        The same one, after each version or round and at the end.
+
+    Raises
+    ------
+    Unverified
+        Naming the first record that does not fit.
+    ConfigError
+        If `reader` may not open what is sealed, or `examiner` has other data.
+    """
+    if not isinstance(run, BlockFlowRun):
+        return RecordAndRewardVerifier(run, reader, examiner).check()
+    if examiner is not None:
+        raise ConfigError("a run of blockflow has no Examiner: its agents judge, on their own data")
+    return BlockFlowVerifier(run, reader).check()
