@@ -49,8 +49,8 @@ from rich.progress import track
 import flower_chain
 from flower_chain.keys import load_or_create
 from flower_chain.records import TOKEN_UNITS
-from flower_chain.report import Device as Earnings
-from flower_chain.report import summarise
+from flower_chain.report.record_and_reward import Device as Earnings
+from flower_chain.report.record_and_reward import summarise
 from flower_chain.rules.record_and_reward import Rule, error_rate
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.updates import Arrays

@@ -37,7 +37,7 @@ from flower_chain.errors import NodeError
 from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger, Receipt
 from flower_chain.ledger.federation import Federation, Finding, History
 from flower_chain.records import PPM, UNMEASURED, Contribution, Model, Refusal, Signed, sign
-from flower_chain.report import summarise
+from flower_chain.report.record_and_reward import summarise
 from flower_chain.rules.record_and_reward import Rule, judge
 
 mpl.use("Agg")

@@ -13,14 +13,19 @@ from rich.progress import track
 
 from flower_chain.cli.arguments import LedgerUrl, RunFolder, account_of, examiner_of
 from flower_chain.cli.reporting import console, reporting
-from flower_chain.report import devices_table, in_tokens, rounds_table, summarise, to_json
-from flower_chain.run import RecordAndRewardRun
+from flower_chain.report import summary_of
+from flower_chain.run import open_run
 from flower_chain.verify import Report, verify
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-OwnerKey = Annotated[
+ReaderKey = Annotated[
     Path | None,
-    typer.Option(help="Key file of the owner or of a reader, to open the sealed updates."),
+    typer.Option(
+        "--key",
+        "--owner-key",
+        help="Key file of who may open what is sealed: the owner or a reader; under blockflow an "
+        "agent or a reader.",
+    ),
 ]
 ExaminerName = Annotated[
     str | None,
@@ -32,29 +37,27 @@ ExaminerName = Annotated[
 
 
 def show(run: RunFolder, ledger: LedgerUrl = None, as_json: AsJson = False) -> None:
-    """Show what happened: versions, who was accepted or refused and why, balances, gas."""
-    with reporting(as_json), closing(RecordAndRewardRun.open(run, None, ledger)) as opened:
-        federation = opened.federation
-        summary = summarise(federation.history(), federation.contract.address, federation.pool)
+    """Show what happened: who was accepted, refused or scored in which round, balances, gas."""
+    with reporting(as_json), closing(open_run(run, None, ledger)) as opened:
+        summary = summary_of(opened)
         if as_json:
-            print(json.dumps(to_json(summary), indent=1))
+            print(json.dumps(summary.to_json(), indent=1))
             return
-        console.print(rounds_table(summary.rounds))
-        console.print(devices_table(summary.devices))
-        console.print(f"Left in the pool: {in_tokens(summary.pool)} tokens")
+        for table in summary.tables():
+            console.print(table)
 
 
 def verify_run(
     run: RunFolder,
-    owner_key: OwnerKey = None,
+    key: ReaderKey = None,
     examiner: ExaminerName = None,
     ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every decision and payment; exit status 1 names the first record that is wrong."""
-    with reporting(as_json), closing(RecordAndRewardRun.open(run, None, ledger)) as opened:
-        owner = None if owner_key is None else account_of(owner_key)
-        steps = verify(opened, owner, None if examiner is None else examiner_of(examiner))
+    with reporting(as_json), closing(open_run(run, None, ledger)) as opened:
+        reader = None if key is None else account_of(key)
+        steps = verify(opened, reader, None if examiner is None else examiner_of(examiner))
         report = _last(steps if as_json else track(steps, "Verifying", console=console))
         if as_json:
             print(json.dumps({"verified": True, **asdict(report)}, indent=1))

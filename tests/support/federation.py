@@ -23,7 +23,7 @@ from flower_chain.envelope import close
 from flower_chain.keys import public_key
 from flower_chain.ledger.federation import History
 from flower_chain.records import Contribution, Domain, Refusal, Signed, sign
-from flower_chain.report import Summary, summarise
+from flower_chain.report.record_and_reward import Summary, summarise
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.updates import Arrays

@@ -1,13 +1,17 @@
-"""What happened in a run, from its ledger, as tables and as JSON."""
+"""What happened in a run of record-and-reward."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
 from flower_chain.ledger.federation import History, Version
-from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, UNMEASURED, Refusal
+from flower_chain.records import NOBODY, PPM, UNMEASURED, Refusal
+from flower_chain.report import base
+from flower_chain.report.base import in_tokens
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,39 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What happened in a run."""
+class Summary(base.Summary):
+    """What happened in a run.
+
+    Parameters
+    ----------
+    contract : str
+        Its address.
+    pool : int
+        What is left in it, in the token's smallest unit.
+    rounds : list of Round
+    devices : list of Device
+    """
 
     contract: str
     pool: int
     rounds: list[Round]
     devices: list[Device]
+
+    def tables(self) -> Iterator[RenderableType]:
+        """For people."""
+        yield _rounds_table(self.rounds)
+        yield _devices_table(self.devices)
+        yield f"Left in the pool: {in_tokens(self.pool)} tokens"
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs; amounts are strings, since they exceed 2^53."""
+        values = asdict(self) | {"pool": str(self.pool)}
+        for entry in values["rounds"]:
+            entry["paid"] = str(entry["paid"])
+            entry["refused"] = [{"device": d, "reason": reason} for d, reason in entry["refused"]]
+        for entry in values["devices"]:
+            entry["earned"], entry["balance"] = str(entry["earned"]), str(entry["balance"])
+        return values
 
 
 def summarise(history: History, contract: str, pool: int) -> Summary:
@@ -99,19 +129,7 @@ def summarise(history: History, contract: str, pool: int) -> Summary:
     return Summary(contract, pool, rounds, devices)
 
 
-def to_json(summary: Summary) -> dict[str, object]:
-    """The summary as JSON can hold it; amounts are strings, since they exceed 2^53."""
-    values = asdict(summary)
-    values["pool"] = str(summary.pool)
-    for entry in values["rounds"]:
-        entry["paid"] = str(entry["paid"])
-        entry["refused"] = [{"device": d, "reason": reason} for d, reason in entry["refused"]]
-    for entry in values["devices"]:
-        entry["earned"], entry["balance"] = str(entry["earned"]), str(entry["balance"])
-    return values
-
-
-def rounds_table(rounds: Iterable[Round]) -> Table:
+def _rounds_table(rounds: Iterable[Round]) -> Table:
     """A row for each version."""
     table = Table(title="Versions of the model", title_justify="left")
     for name in ("version", "accuracy", "accepted", "refused", "paid", "gas"):
@@ -128,7 +146,7 @@ def rounds_table(rounds: Iterable[Round]) -> Table:
     return table
 
 
-def devices_table(devices: Iterable[Device]) -> Table:
+def _devices_table(devices: Iterable[Device]) -> Table:
     """A row for each device."""
     table = Table(title="Devices", title_justify="left")
     table.add_column("device", no_wrap=True)
@@ -200,8 +218,3 @@ def _refused(version: Version) -> list[tuple[str, Refusal]]:
 
 def _reasons(reasons: Iterable[str]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).items())
-
-
-def in_tokens(units: int) -> str:
-    """An amount as people read it."""
-    return f"{units / TOKEN_UNITS:,.4f}"
