@@ -18,7 +18,7 @@ from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract
 from flower_chain.ledger.federation import BATCH, batches
 from flower_chain.records import TOKEN_UNITS
-from flower_chain.run import RecordAndRewardRun
+from flower_chain.run import AnyRun, BlockFlowRun, RecordAndRewardRun, open_run
 from flower_chain.strategy.settings import read_accounts
 
 OwnerKey = Annotated[
@@ -79,7 +79,7 @@ def enrol(
     dry_run: DryRun = False,
 ) -> None:
     """Let devices contribute to a run: accounts, or files with one account on a line."""
-    with _signed(run, owner_key, ledger, dry_run) as (opened, signer):
+    with _of_the_owner(run, owner_key, ledger, dry_run) as (opened, signer):
         accounts = list(dict.fromkeys(_accounts(devices)))
         known = {account for account in accounts if opened.federation.is_enrolled(account)}
         for account in accounts:
@@ -98,7 +98,7 @@ def fund(
     dry_run: DryRun = False,
 ) -> None:
     """Put tokens, 12.5 for example, into a run's pool."""
-    with _signed(run, key, ledger, dry_run) as (opened, signer):
+    with _of_the_owner(run, key, ledger, dry_run) as (opened, signer):
         units, federation = _units(tokens), opened.federation
         if federation.contract.call("finished"):
             raise ConfigError(f"the run at {federation.contract.address} is finished")
@@ -124,25 +124,31 @@ def withdraw(
 ) -> None:
     """Send an account what the run owes it; without ACCOUNT, the one that pays the gas.
 
-    Anyone may do so for anyone: the money can go nowhere else.
+    Anyone may do so for anyone: the money can go nowhere else. What an agent of BlockFLow was
+    refunded and nobody has claimed for it is claimed with it.
     """
     with _signed(run, key, ledger, dry_run) as (opened, signer):
-        contract, whose = opened.federation.contract, _address(account or signer.address)
+        contract, whose = opened.contract, _address(account or signer.address)
         units = int(contract.call("credits", whose))
+        call: tuple[Any, ...] = ("withdraw", whose)
+        if isinstance(opened, BlockFlowRun) and whose in opened.experiment.agents:
+            agent = opened.experiment.number_of(whose)
+            _, unclaimed = contract.call("agents", agent)
+            claim = contract.encode("claim", [agent])
+            units, call = units + unclaimed, ("multicall", [claim, contract.encode(*call)])
         moves = [
             Move("owed", contract.address, units, -units),
             Move("account", whose, _balance(opened, whose), units),
         ]
         what = f"Send {in_full(units)} tokens to {whose}"
-        calls = [("withdraw", whose)]
-        _carry_out(Order(what, contract, calls, moves), opened, signer, dry_run)
+        _carry_out(Order(what, contract, [call], moves), opened, signer, dry_run)
 
 
 def finish(
     run: RunFolder, owner_key: OwnerKey, ledger: LedgerUrl = None, dry_run: DryRun = False
 ) -> None:
     """End a run: nobody can contribute any more, and the owner gets the rest of the pool."""
-    with _signed(run, owner_key, ledger, dry_run) as (opened, signer):
+    with _of_the_owner(run, owner_key, ledger, dry_run) as (opened, signer):
         contract, pool = opened.federation.contract, opened.federation.pool
         if contract.call("round")[0]:
             raise ConfigError(
@@ -167,15 +173,29 @@ def in_full(units: int) -> str:
 @contextmanager
 def _signed(
     path: Path, key_file: Path, ledger: str | None, dry_run: bool
-) -> Iterator[tuple[RecordAndRewardRun, LocalAccount]]:
+) -> Iterator[tuple[AnyRun, LocalAccount]]:
     """A run and who signs; a dry run only reads, so that it can be done while the run goes on."""
     with reporting():
         signer = account_of(key_file)
-        with closing(RecordAndRewardRun.open(path, None if dry_run else signer, ledger)) as run:
+        with closing(open_run(path, None if dry_run else signer, ledger)) as run:
             yield run, signer
 
 
-def _carry_out(order: Order, run: RecordAndRewardRun, signer: LocalAccount, dry_run: bool) -> None:
+@contextmanager
+def _of_the_owner(
+    path: Path, key_file: Path, ledger: str | None, dry_run: bool
+) -> Iterator[tuple[RecordAndRewardRun, LocalAccount]]:
+    """The same, of a scheme whose owner enrols the devices and pays them."""
+    with _signed(path, key_file, ledger, dry_run) as (run, signer):
+        if isinstance(run, BlockFlowRun):
+            raise ConfigError(
+                f"{path} is a run of blockflow: its agents are agreed before it begins, what they "
+                "share are their bonds, and it ends by itself"
+            )
+        yield run, signer
+
+
+def _carry_out(order: Order, run: AnyRun, signer: LocalAccount, dry_run: bool) -> None:
     """Say what is going to happen, and do it."""
     gas = sum(order.contract.estimate(signer.address, *call) for call in order.calls)
     console.print(f"{order.what}.")
@@ -195,7 +215,7 @@ def _carry_out(order: Order, run: RecordAndRewardRun, signer: LocalAccount, dry_
 def _table(moves: Sequence[Move]) -> Table:
     table = Table()
     table.add_column()
-    table.add_column("account", min_width=42)
+    table.add_column("account", no_wrap=True)
     for name in ("before", "change", "after"):
         table.add_column(name, justify="right", overflow="fold")
     for move in moves:
@@ -204,7 +224,7 @@ def _table(moves: Sequence[Move]) -> Table:
     return table
 
 
-def _balance(run: RecordAndRewardRun, account: str) -> int:
+def _balance(run: AnyRun, account: str) -> int:
     return int(run.token.call("balanceOf", account))
 
 

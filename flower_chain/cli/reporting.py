@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from flower_chain.errors import FlowerChainError
 
-console = Console(width=None if sys.stdout.isatty() else 110)
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 @contextmanager
