@@ -2,15 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import numpy as np
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from flower_chain.errors import FormatError, SealError, StoreError, Unverified
 from flower_chain.keys import address_of
 from flower_chain.ledger.blockflow import Round, Stage
-from flower_chain.records import TrainedModel
-from flower_chain.rules.blockflow import refunds, retrieval_survivors, score
+from flower_chain.records import TrainedModel, lot_of
+from flower_chain.rules.blockflow import draw, refunds, retrieval_survivors, score, seed_of, table
 from flower_chain.run import BlockFlowRun
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import Arrays, digest_of, unpack, weighted_mean
@@ -63,6 +62,7 @@ class BlockFlowVerifier(Verifier):
             "quorum": plan.quorum,
             "bond": plan.bond,
             "stake": plan.stake,
+            "auditors": plan.auditors,
             "agentCount": len(plan.accounts),
         }
         self._check_terms(agreed)
@@ -213,13 +213,15 @@ class BlockFlowVerifier(Verifier):
                 self._leave_open(record, stage)
                 return None
             survivors = self._passed(record) if stage is Stage.RETRIEVE else sorted(said)
+            if stage is Stage.RETRIEVE:
+                audits = self._audits(record, survivors)
             self._check_eliminated(record, stage, survivors)
             if not survivors:
                 self._check_refunds(record, [0] * len(self._live), lost, rest)
                 return None
             lost += rest * (len(self._live) - len(survivors))
             self._live = survivors
-        overall = self._check_scores(record)
+        overall = self._check_scores(record, audits)
         if self._is_at(record, Stage.SCORE):
             self._leave_open(record, Stage.SCORE)
             return None
@@ -263,10 +265,26 @@ class BlockFlowVerifier(Verifier):
                 raise Unverified(f"{where}: not what it committed to")
             self._report.count("openings")
 
-    def _check_scores(self, record: Round) -> list[int]:
+    def _audits(self, record: Round, passed: Sequence[int]) -> Mapping[int, Sequence[int]]:
+        """Whose models each agent audits, in the order of its row."""
+        if not self._plan.auditors:
+            return dict.fromkeys(passed, range(len(self._plan.accounts)))
+        for agent, said in record.retrievals.items():
+            lot = lot_of(agent, record.number, said.secret, self._peers.domain)
+            if lot != record.contributions[agent].lot:
+                where = f"round {record.number}, secret of {self._name(agent)}"
+                raise Unverified(f"{where}: not the one it had chosen before")
+        secrets = [said.secret for said in record.retrievals.values()]
+        self._report.count("draws")
+        return draw(seed_of(secrets), passed, self._plan.auditors)
+
+    def _check_scores(self, record: Round, audits: Mapping[int, Sequence[int]]) -> list[int]:
         """The overall scores by the rules; those of the contract too, if anybody asked it to."""
-        table = np.array([record.openings[agent].row for agent in self._live])[:, self._live]
-        overall = list(score(table).overall)
+        rows = {agent: record.openings[agent].row for agent in self._live}
+        try:
+            overall = list(score(*table(rows, audits)).overall)
+        except FormatError as fault:
+            raise Unverified(f"round {record.number}, scores: {fault}") from fault
         if not record.overall:
             return overall
         expected, told = dict(zip(self._live, overall, strict=True)), record.overall
