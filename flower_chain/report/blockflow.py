@@ -101,6 +101,7 @@ class Summary(base.Summary):
         yield self._rounds_table()
         yield self._agents_table()
         if any(agent.scored for agent in self.agents):
+            yield "Overall scores in each round, of 100"
             yield self._scores_table()
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class Summary(base.Summary):
         return table
 
     def _scores_table(self) -> Table:
-        table = Table(title="Overall scores in each round, of 100", title_justify="left", box=None)
+        table = Table(box=None)
         table.add_column("", justify="right")
         for entry in self.rounds[-SHOWN:]:
             table.add_column(str(entry.number), justify="right", min_width=3)
