@@ -85,6 +85,14 @@ contract BlockFlowGasTest is Experiment {
         _measureDrawn(15, true);
     }
 
+    /// @dev As many as there are others.
+    /// forge-config: default.isolate = true
+    function test_GasOfTheMostAuditors() public {
+        emit log("relayed, gas per agent, 103 auditors");
+        emit log(HEADING);
+        _measure(104, 103, false);
+    }
+
     function _measureDrawn(uint256 most, bool own) internal {
         string memory how = own ? "by own transactions, gas per agent, " : "relayed, gas per agent, ";
         emit log(string.concat(how, VM.toString(most), " auditors"));
