@@ -34,8 +34,9 @@ contract BlockFlowHandler is Experiment {
     uint256[][] internal _scores;
 
     /// @dev So few rounds that a campaign ends, and a stake that leaves a rest of the bond.
-    constructor() {
+    constructor(uint8 auditors_) {
         BlockFlow.Terms memory terms = _terms(N);
+        terms.auditors = auditors_;
         terms.rounds = 2;
         terms.stake = BOND / 3;
         _deploy(N, terms, token);
@@ -68,7 +69,7 @@ contract BlockFlowHandler is Experiment {
             for (uint256 k; k < N; ++k) {
                 _scores[who][k] = how % 3 == 0 ? (k < 2 ? ONE : 0) : uint256(keccak256(abi.encode(how, k))) % (ONE + 1);
             }
-            if (how % 4 != 0) commitment = _commitment(who, _row(_scores[who]));
+            if (how % 4 != 0) commitment = _commitment(who, _row(_said(_scores, who)));
         }
         _actAlone(who, how % 2 == 0 ? how : _live(), commitment, own);
         if (_acted() != before || _stage() != stage) ++misdeeds;
@@ -80,7 +81,7 @@ contract BlockFlowHandler is Experiment {
         BlockFlow.Stage stage = _stage();
         uint256 before = _acted();
         bool may = stage < BlockFlow.Stage.Score && !_has(before, who);
-        _actAlone(who, _live(), _commitment(who, _row(_scores[who])), true);
+        _actAlone(who, _live(), _commitment(who, _row(_said(_scores, who))), true);
         VM.assertEq(_acted() != before || _stage() != stage, may);
         if (may) ++ownActs;
     }
@@ -172,6 +173,7 @@ contract BlockFlowHandler is Experiment {
             flow.submit(batch);
         } else if (stage == BlockFlow.Stage.Retrieve) {
             BlockFlow.SignedRetrieval[] memory batch = _retrievals(_set(agent), retrieved);
+            if (agent < 2 && retrieved % 5 == 0) batch[0] = _retrieval(agent, retrieved, "not what it chose");
             if (own) (batch[0].r, batch[0].vs) = (0, 0);
             if (own) VM.prank(_account(agent));
             flow.retrieve(batch);
@@ -191,7 +193,7 @@ contract BlockFlowHandler is Experiment {
 
     /// @dev Whether an agent's scores are those that it committed to.
     function _opens(uint256 agent) private view returns (bool) {
-        return flow.commitments(agent) == _commitment(agent, _row(_scores[agent]));
+        return flow.commitments(agent) == _commitment(agent, _row(_said(_scores, agent)));
     }
 
     function _book() private {
@@ -216,7 +218,7 @@ contract BlockFlowInvariantsTest {
     BlockFlow internal flow;
 
     function setUp() public {
-        handler = new BlockFlowHandler();
+        handler = new BlockFlowHandler(_auditorsOfAModel());
         flow = handler.experiment();
     }
 
@@ -297,9 +299,24 @@ contract BlockFlowInvariantsTest {
         else handler.sweep();
     }
 
+    /// @dev Zero: all.
+    function _auditorsOfAModel() internal pure virtual returns (uint8) {
+        return 0;
+    }
+
     /// @notice Only the handler's actions are called.
     function targetContracts() external view returns (address[] memory targets) {
         targets = new address[](1);
         targets[0] = address(handler);
+    }
+}
+
+/// @notice The same with auditors that are drawn.
+/// forge-config: default.invariant.runs = 32
+/// forge-config: default.invariant.depth = 128
+/// forge-config: default.invariant.fail-on-revert = true
+contract BlockFlowDrawnInvariantsTest is BlockFlowInvariantsTest {
+    function _auditorsOfAModel() internal pure override returns (uint8) {
+        return 2;
     }
 }

@@ -345,9 +345,10 @@ abstract contract Experiment {
         }
     }
 
-    /// @dev Of what an agent thinks of all models, what it is asked for.
+    /// @dev Of what an agent thinks of all models, what it is asked for: nothing, if others are drawn and it is not.
     function _said(uint256[][] memory scores, uint256 agent) internal view returns (uint256[] memory said) {
         if (auditors == 0) return scores[agent];
+        if (!_has(flow.drawn(), agent)) return said;
         uint256[] memory circle = _circle();
         uint256 place = _place(circle, agent);
         said = new uint256[](_reach(circle.length));
