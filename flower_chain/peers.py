@@ -1,6 +1,7 @@
 """Who takes part in a BlockFLow experiment, and how one knows what they said."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from eth_account.signers.local import LocalAccount
 
@@ -71,7 +72,7 @@ class Peers:
         """What a sealed model has."""
         return sealed_bytes(self.model.nbytes, len(self.recipients))
 
-    @property
+    @cached_property
     def accounts(self) -> list[str]:
         """The agents' accounts, by number."""
         return [address_of(key) for key in self.keys]
