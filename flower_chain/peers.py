@@ -110,7 +110,8 @@ class Peers:
             raise FormatError(f"{len(sealed)} bytes, but a sealed model has {size}")
         if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
             raise FormatError(f"the bytes of {found}, but {named} was signed")
-        packed = unseal(sealed, bytes(reader.key), self.binding(model))
+        # What only some can open would be scored by these only: nobody takes it.
+        packed = unseal(sealed, bytes(reader.key), self.binding(model), self.recipients)
         if digest(packed) != model.digest:
             raise FormatError(f"digest {digest(packed).hex()}, but {model.digest.hex()} was signed")
         arrays = unpack(packed)

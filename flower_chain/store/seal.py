@@ -8,7 +8,7 @@ recipient, who needs only the secp256k1 key of its account. A sealed file, integ
     3          1        version, 1
     4          2        r, the number of recipients, from 1
     6          8        n, the length of the content
-    14         33       the ephemeral public key E, compressed; new for every file
+    14         33       the ephemeral public key E, compressed
     47         68 r     for each recipient
                  20       its account: the end of Keccak-256 of its public key
                  48       the content key, wrapped
@@ -21,9 +21,14 @@ HKDF-SHA256(S, no salt, info, 32 bytes), which no two files and no two recipient
 ``info`` is "flower-chain/seal/1" in ASCII, E, and the recipient's public key, compressed. ``S`` is
 SHA-256 of the compressed point that ECDH on secp256k1 gives (libsecp256k1's default).
 
+The private key of E is HKDF-SHA256(content key, no salt, "flower-chain/seal/1/ephemeral", 32
+bytes): as new in every file as the content key, and whoever opens the file can make its header anew
+and see that each recipient can open it.
+
 So nobody can change the content or take a recipient away unseen. What this does not give: it does
 not tell who sealed (anyone can), and one who seals in bad faith can wrap different keys for
-different recipients. Both are what the digest of the content is for, signed in the contribution.
+different recipients. That is what the digest of the content is for, signed in the contribution;
+and where it matters that all can open what one of them can, a reader makes the header anew.
 """
 
 import os
@@ -89,8 +94,23 @@ def seal(data: bytes, recipients: Sequence[bytes], associated: bytes) -> bytes:
     return b"".join([header, nonce, content])
 
 
-def unseal(sealed: bytes, private_key: bytes, associated: bytes) -> bytes:
-    """Open what :func:`seal` made, with the 32-byte private key of one of the recipients.
+def unseal(
+    sealed: bytes,
+    private_key: bytes,
+    associated: bytes,
+    recipients: Sequence[bytes] | None = None,
+) -> bytes:
+    """Open what :func:`seal` made.
+
+    Parameters
+    ----------
+    sealed : bytes
+    private_key : bytes
+        Of one of the recipients, 32 bytes.
+    associated : bytes
+        As it was given to :func:`seal`.
+    recipients : sequence of bytes, optional
+        As they should have been given to it: then it is checked that each of them can open it.
 
     Raises
     ------
@@ -101,6 +121,13 @@ def unseal(sealed: bytes, private_key: bytes, associated: bytes) -> bytes:
     header = _read_header(sealed)
     start = _content_start(len(header.wraps))
     content_key = _unwrap(header, _private_key(private_key))
+    if recipients is not None:
+        nbytes, keys = (
+            len(sealed) - sealed_bytes(0, len(header.wraps)),
+            map(_public_key, recipients),
+        )
+        if not sealed.startswith(_write_header(nbytes, list(keys), content_key)):
+            raise SealError(f"not each of the {len(recipients)} recipients can open it")
     view = memoryview(sealed)
     bound = sealed[: start - _NONCE_BYTES] + associated
     try:
@@ -122,7 +149,7 @@ def _content_start(recipients: int) -> int:
 
 
 def _write_header(nbytes: int, recipients: Sequence[PublicKey], content_key: bytes) -> bytes:
-    ephemeral = PrivateKey()
+    ephemeral = PrivateKey(_derived(content_key, _DOMAIN + b"/ephemeral"))
     point = ephemeral.public_key.format()
     head = _HEAD.pack(_MAGIC, _VERSION, len(recipients), nbytes, point)
     wraps = [_WRAP.pack(_account(key), _wrap(content_key, ephemeral, key)) for key in recipients]
@@ -173,7 +200,10 @@ def _unwrap(header: _Header, own: PrivateKey) -> bytes:
 
 
 def _wrapping_key(secret: bytes, ephemeral: bytes, recipient: bytes) -> bytes:
-    info = _DOMAIN + ephemeral + recipient
+    return _derived(secret, _DOMAIN + ephemeral + recipient)
+
+
+def _derived(secret: bytes, info: bytes) -> bytes:
     return HKDF(SHA256(), _KEY_BYTES, salt=None, info=info).derive(secret)
 
 

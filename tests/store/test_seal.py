@@ -1,4 +1,7 @@
 import hashlib
+import os
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from coincurve import PrivateKey
@@ -6,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flower_chain.errors import SealError
+from flower_chain.store import seal as module
 from flower_chain.store.seal import seal, sealed_bytes, unseal
 
 # Written from the module's docstring alone by another implementation (Node.js crypto and
@@ -120,3 +124,24 @@ class TestSeal:
     def test_one_recipient_twice_is_refused_in_any_encoding(self) -> None:
         with pytest.raises(SealError, match="2 recipients, 1 of them different"):
             seal(b"x", [PUBLIC[0], KEYS[0].public_key.format(compressed=False)], b"")
+
+    def test_who_opens_it_sees_that_all_can(self) -> None:
+        assert unseal(seal(b"x", PUBLIC, b""), KEYS[1].secret, b"", PUBLIC) == b"x"
+
+    def test_who_opens_it_sees_that_somebody_else_can_not(self) -> None:
+        def wrap(key: bytes, *others: Any) -> bytes:
+            return honest(os.urandom(32) if others[1] == KEYS[2].public_key else key, *others)
+
+        honest = module._wrap
+        with patch.object(module, "_wrap", wrap):
+            sealed = seal(b"x", PUBLIC, b"")
+        assert unseal(sealed, KEYS[0].secret, b"") == b"x"
+        with pytest.raises(SealError, match="was changed"):
+            unseal(sealed, KEYS[2].secret, b"")
+        with pytest.raises(SealError, match="not each of the 3 recipients can open it"):
+            unseal(sealed, KEYS[0].secret, b"", PUBLIC)
+
+    @pytest.mark.parametrize("recipients", [PUBLIC[:2], PUBLIC[::-1], []])
+    def test_who_opens_it_sees_that_it_is_sealed_for_others(self, recipients: list[bytes]) -> None:
+        with pytest.raises(SealError, match="can open it"):
+            unseal(seal(b"x", PUBLIC, b""), KEYS[0].secret, b"", recipients)
