@@ -122,11 +122,9 @@ def unseal(
     start = _content_start(len(header.wraps))
     content_key = _unwrap(header, _private_key(private_key))
     if recipients is not None:
-        nbytes, keys = (
-            len(sealed) - sealed_bytes(0, len(header.wraps)),
-            map(_public_key, recipients),
-        )
-        if not sealed.startswith(_write_header(nbytes, list(keys), content_key)):
+        keys = [_public_key(recipient) for recipient in recipients]
+        nbytes = len(sealed) - sealed_bytes(0, len(header.wraps))
+        if not sealed.startswith(_write_header(nbytes, keys, content_key)):
             raise SealError(f"not each of the {len(recipients)} recipients can open it")
     view = memoryview(sealed)
     bound = sealed[: start - _NONCE_BYTES] + associated
