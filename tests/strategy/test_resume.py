@@ -3,8 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from errno import ENOSPC, EROFS
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from federation import OWNER, Federation, Outcome, give
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAdam
+from killing import Killed, killed_at
 from softmax import Device, arrays_in, digits, examiner, fresh, predict, record
 
 from flower_chain import Examiner, durable, keys
@@ -32,17 +32,13 @@ from flower_chain.ledger.federation import Federation as OnLedger
 from flower_chain.ledger.federation import Version
 from flower_chain.records import Refusal
 from flower_chain.run import Pointers, RecordAndRewardRun
-from flower_chain.store import DirectoryStore, directory
+from flower_chain.store import directory
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import digest, pack
 from flower_chain.verify import verify
 
 ROUNDS = 3
 HARMFUL = 3
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nobody catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -87,27 +83,6 @@ def told(outcome: Outcome) -> list[tuple[Any, ...]]:
     ]
 
 
-@contextmanager
-def killed_at(number: int, method: str, after: bool) -> Iterator[list[int]]:
-    """The `number`-th call of a method ends the process, before or after it has done its work."""
-    kind = {"send": EmbeddedLedger, "put": DirectoryStore, "write": Pointers}[method]
-    original = getattr(kind, method)
-    calls: list[int] = []
-
-    def dying(self: Any, *args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number and not after:
-            raise Killed
-        result = original(self, *args)
-        if len(calls) == number:
-            raise Killed
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, method, dying)
-        yield calls
-
-
 # --- killed at every boundary --------------------------------------------------------------------
 
 
@@ -117,7 +92,7 @@ def test_a_run_killed_at_a_transaction_goes_on(
     tmp_path: Path, undisturbed: Outcome, number: int, after: bool
 ) -> None:
     federation = four(tmp_path)
-    with killed_at(number, "send", after) as calls, pytest.raises(Killed):
+    with killed_at(number, EmbeddedLedger, "send", after) as calls, pytest.raises(Killed):
         federation.run(rounds=ROUNDS)
     assert len(calls) == number
 
@@ -125,7 +100,7 @@ def test_a_run_killed_at_a_transaction_goes_on(
 
 
 def test_a_run_has_as_many_transactions_as_are_tested(tmp_path: Path) -> None:
-    with killed_at(10**6, "send", after=True) as calls:
+    with killed_at(10**6, EmbeddedLedger, "send", after=True) as calls:
         four(tmp_path).run(rounds=ROUNDS)
 
     assert len(calls) == 10  # token, contract, pool, enrolment; two a round
@@ -136,7 +111,7 @@ def test_a_run_that_dies_after_each_transaction_ends(tmp_path: Path, undisturbed
     while deaths < 20:
         # Both contracts are deployed in one life: run.json tells where they are.
         number = 1 if (tmp_path / "run" / "run.json").exists() else 3
-        with killed_at(number, "send", after=True):
+        with killed_at(number, EmbeddedLedger, "send", after=True):
             try:
                 outcome = federation.run(rounds=ROUNDS)
                 break
@@ -152,7 +127,7 @@ def test_a_run_killed_at_its_pointers_goes_on(
     tmp_path: Path, undisturbed: Outcome, after: bool
 ) -> None:
     federation = four(tmp_path)
-    with killed_at(1, "write", after), pytest.raises(Killed):
+    with killed_at(1, Pointers, "write", after), pytest.raises(Killed):
         federation.run(rounds=ROUNDS)
 
     assert_same(federation.run(rounds=ROUNDS), undisturbed)
@@ -162,7 +137,7 @@ def test_a_torn_line_of_the_journal_is_as_if_it_was_not_begun(
     tmp_path: Path, undisturbed: Outcome
 ) -> None:
     federation = four(tmp_path)
-    with killed_at(7, "send", after=True), pytest.raises(Killed):
+    with killed_at(7, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
         federation.run(rounds=ROUNDS)
     journal = tmp_path / "run" / "ledger.journal"
     journal.write_bytes(journal.read_bytes()[:-9])
@@ -231,7 +206,7 @@ def test_another_strategy_goes_on_too_and_says_what_it_lost(
 def test_another_strategy_goes_on_between_submission_and_settlement(tmp_path: Path) -> None:
     federation = Federation(tmp_path, devices=2)
     adam = {"fraction_evaluate": 0.0, "min_train_nodes": 2, "min_available_nodes": 2}
-    with killed_at(5, "send", after=True), pytest.raises(Killed):
+    with killed_at(5, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
         federation.run(FedAdam(**adam), rounds=1)
 
     outcome = federation.run(FedAdam(**adam), rounds=1)
@@ -460,7 +435,7 @@ def test_payments_that_anybody_made_while_the_owner_was_away_stand(
 ) -> None:
     """The owner finds a bad update only after it was paid: it is left out all the same."""
     federation = Federation(tmp_path, devices=3)
-    with killed_at(5, "send", after=True), pytest.raises(Killed):
+    with killed_at(5, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
         federation.run()
     bad, patience = federation.accounts[0], 8 * 24 * 3600
     now = time.time()
@@ -488,7 +463,7 @@ def test_payments_that_anybody_made_while_the_owner_was_away_stand(
 
 def test_a_version_that_is_not_settled_is_checked_as_far_as_it_can_be(tmp_path: Path) -> None:
     federation = Federation(tmp_path, devices=3)
-    with killed_at(5, "send", after=True), pytest.raises(Killed):
+    with killed_at(5, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
         federation.run()
     with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         (version,) = run.federation.history().versions
@@ -503,7 +478,7 @@ def test_payments_that_were_cut_short_are_checked(
 ) -> None:
     monkeypatch.setattr(federation_module, "BATCH", 1)
     federation = Federation(tmp_path, devices=3)
-    with killed_at(10, "send", after=True), pytest.raises(Killed):
+    with killed_at(10, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
         federation.run()  # three enrolments, three submissions, one payment
     with closing(RecordAndRewardRun.open(tmp_path / "run")) as run:
         (version,) = run.federation.history().versions
