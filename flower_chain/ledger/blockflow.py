@@ -380,8 +380,12 @@ class Experiment:
         self._transact("publish", number, digest, cid)
 
     def claim(self, agents: Sequence[int]) -> None:
-        """Credit agents what was refunded to them, from where anyone may withdraw it for them."""
-        self._transact("claim", list(agents))
+        """Credit agents what was refunded to them, from where anyone may withdraw it for them.
+
+        What was claimed before is not claimed again.
+        """
+        if due := [agent for agent in agents if self.contract.call("agents", agent)[1] > 0]:
+            self._transact("claim", due)
 
     def history(self) -> History:
         """All that the ledger holds of the experiment."""
