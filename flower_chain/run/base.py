@@ -94,6 +94,7 @@ class Run(ABC):
         Whether it was found in its folder when it was started.
     """
 
+    scheme: ClassVar[str]
     contract_name: ClassVar[str]
 
     def __init__(
@@ -141,6 +142,7 @@ class Run(ABC):
             If its ledger can't be read, or is in use.
         """
         pointers = Pointers.read(path / FILE)
+        cls._require_scheme(path, pointers)
         if where not in (None, pointers.ledger) and EMBEDDED in (where, pointers.ledger):
             raise another("ledger", re.sub("//[^/?#]*@", "//***@", where or ""), pointers.ledger)
         with ExitStack() as undo:
@@ -160,10 +162,7 @@ class Run(ABC):
                 ledger.catch_up(account.address)
             if not ledger.has_code(pointers.contract):
                 raise WrongChain(f"{ledger} has no contract at {pointers.contract}")
-            try:
-                run = cls(path, pointers, ledger, account)
-            except FormatError as fault:
-                raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
+            run = cls(path, pointers, ledger, account)
             undo.pop_all()
         return run
 
@@ -220,6 +219,16 @@ class Run(ABC):
     def close(self) -> None:
         """Give back the ledger, and let others continue the run."""
         self._held.close()
+
+    @classmethod
+    def _require_scheme(cls, path: Path, pointers: Pointers) -> None:
+        """ConfigError if the run is of another scheme than this class."""
+        try:
+            scheme = Plan.from_json(pointers.plan).scheme
+        except FormatError as fault:
+            raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
+        if scheme != cls.scheme:
+            raise another("scheme", cls.scheme, scheme)
 
     def _require_the_same(self, plan: Plan, token: str | None) -> None:
         """ConfigError if somebody wants to continue another run than this."""

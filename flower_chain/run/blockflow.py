@@ -31,6 +31,7 @@ class BlockFlowRun(Run):
     peers : Peers
     """
 
+    scheme = "blockflow"
     contract_name = "BlockFlow"
     plan: BlockFlowPlan
 

@@ -46,6 +46,7 @@ class RecordAndRewardRun(Run):
     federation : Federation
     """
 
+    scheme = "record-and-reward"
     contract_name = "RecordAndReward"
     plan: RecordAndRewardPlan
 

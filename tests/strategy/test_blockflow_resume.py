@@ -2,19 +2,23 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from experiment import Experiment, Outcome
+from experiment import OWNER, Experiment, Outcome
+from federation import Federation
 from flwr.app import Message
 from killing import Killed, killed_at
 from local_grid import LocalGrid, Node
-from softmax import arrays_in
+from softmax import arrays_in, fresh
 
+from flower_chain import keys
 from flower_chain.audit_messages import read_said
+from flower_chain.errors import ConfigError
 from flower_chain.ledger import EmbeddedLedger
 from flower_chain.records import TOKEN_UNITS, Commitment, Retrieval, Scores, TrainedModel
 from flower_chain.run import BlockFlowRun, Pointers
@@ -24,10 +28,12 @@ from flower_chain.updates import digest_of
 ROUNDS = 2
 AGENTS = 3
 BOND = 10 * TOKEN_UNITS
-SENDS = 18
-"""Token, contract, first model; a bond for each; enrolment; five a round; and the claim."""
+BEGINNING = 6
+"""Transactions before run.json: token, a bond for each agent, contract, first model."""
+SENDS = BEGINNING + 12
+"""Transactions in all: enrolment, five a round, and the claim."""
 ASKS = 16
-"""Introduction, bond; seven a round: the last model twice, and Flower's, about nothing."""
+"""Questions in all: introduction, bond; seven a round, of which one is Flower's."""
 
 
 @pytest.fixture(autouse=True)
@@ -157,14 +163,16 @@ def test_a_server_killed_at_its_pointers_goes_on(
     assert_same(experiment, experiment.run(rounds=ROUNDS), undisturbed)
 
 
-@pytest.mark.parametrize(("first", "after"), [(5, False), (4, True)], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("first", "after"), [(BEGINNING + 2, False), (BEGINNING + 1, True)], ids=["before", "after"]
+)
 def test_a_server_that_dies_at_each_transaction_ends(
     tmp_path: Path, undisturbed: Outcome, first: int, after: bool
 ) -> None:
     experiment, deaths = Experiment(tmp_path, AGENTS), 0
     while deaths < 2 * SENDS:
         # What comes before run.json is done in one life, and every life sends something.
-        number = first if deaths == 0 else first - 3
+        number = first if deaths == 0 else first - BEGINNING
         with killed_at(number, EmbeddedLedger, "send", after):
             try:
                 outcome = experiment.run(rounds=ROUNDS)
@@ -172,7 +180,7 @@ def test_a_server_that_dies_at_each_transaction_ends(
             except Killed:
                 deaths += 1
 
-    assert deaths == SENDS - 4 + after
+    assert deaths == SENDS - BEGINNING - 1 + after
     assert_same(experiment, outcome, undisturbed)
 
 
@@ -188,3 +196,78 @@ def test_a_server_that_dies_while_devices_answer_ends(tmp_path: Path, undisturbe
 
     assert 5 < deaths < 50
     assert_same(experiment, outcome, undisturbed)
+
+
+# --- what goes on is the same experiment ---------------------------------------------------------
+
+
+def test_another_first_model_is_no_other_experiment(tmp_path: Path, undisturbed: Outcome) -> None:
+    """An app may draw it at random, and draws another when it is started again."""
+    experiment = Experiment(tmp_path, AGENTS)
+    with killed_at(10, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
+        experiment.run(rounds=ROUNDS)
+    experiment.initial = {key: array + 1 for key, array in fresh().items()}
+
+    assert_same(experiment, experiment.run(rounds=ROUNDS), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"rounds": 3}, "rounds is 3, but the run in this folder began with 2"),
+        ({"bond": 9.0}, "bond is 9000000000000000000, .* began with 10000000000000000000"),
+        ({"stake": 0.5}, "stake is 500000000000000000"),
+        ({"quorum": 2}, "quorum is 2, .* began with 3"),
+        ({"metric": "f1"}, "metric is f1, .* began with accuracy"),
+        ({"stage_seconds": 30}, "stage_s is 30, .* began with 60"),
+        ({"token": "0x" + "11" * 20}, "token is 0x1111111111111111111111111111111111111111"),
+        ({"ledger": "http://127.0.0.1:1"}, "ledger is http://127.0.0.1:1, .* began with embedded"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_experiment_with_other_terms_is_refused(
+    begun: Experiment, changed: dict[str, Any], difference: str
+) -> None:
+    with pytest.raises(ConfigError, match=difference):
+        begun.run(**({"rounds": ROUNDS} | changed))
+
+
+def test_a_model_of_another_shape_is_refused(begun: Experiment) -> None:
+    begun.initial = fresh() | {"bias": np.zeros(11, np.float32)}
+
+    with pytest.raises(ConfigError, match=r"model: 'bias' is F32 \[11\], .* began with F32 \[10\]"):
+        begun.run(rounds=ROUNDS)
+
+
+def test_another_owner_is_refused(tmp_path: Path, begun: Experiment) -> None:
+    other = tmp_path / "other.key"
+
+    with pytest.raises(ConfigError, match=f"owner-key is .* began with {OWNER.address}"):
+        begun.run(rounds=ROUNDS, owner_key=str(keys.load_or_create(other) and other))
+
+
+@pytest.mark.usefixtures("begun")
+def test_another_scheme_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"scheme is record-and-reward, but .* began with blockflow"
+    ):
+        Federation(tmp_path, devices=AGENTS).run()
+
+
+def test_an_experiment_does_not_go_on_as_another_scheme(tmp_path: Path) -> None:
+    Federation(tmp_path, devices=AGENTS).run()
+
+    with pytest.raises(ConfigError, match=r"scheme is blockflow, .* began with record-and-reward"):
+        Experiment(tmp_path, AGENTS).run()
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[Experiment]:
+    """An experiment that was cut short; whoever is refused changes nothing in it."""
+    experiment = Experiment(tmp_path, AGENTS)
+    with killed_at(10, EmbeddedLedger, "send", after=True), pytest.raises(Killed):
+        experiment.run(rounds=ROUNDS)
+    journal, asked = tmp_path / "run" / "ledger.journal", len(experiment.grid.said)
+    before = journal.read_bytes()
+    yield experiment
+    assert (journal.read_bytes(), len(experiment.grid.said)) == (before, asked)
