@@ -160,8 +160,10 @@ class LedgerStrategy(Strategy):
         log(WARNING, "Left out an evaluation without one positive %r.", self._weight_key)
         return False
 
-    def _hear(self, grid: Grid, nodes: Sequence[int], domain: Domain) -> dict[int, Hello | Finding]:
-        """How each node introduces itself, or what is wrong with that.
+    def _hear(
+        self, grid: Grid, nodes: Sequence[int], domain: Domain, timeout: float
+    ) -> dict[int, Hello | Finding]:
+        """How each node introduces itself in time, or what is wrong with that.
 
         Nothing is held against an account that did not sign.
         """
@@ -171,7 +173,7 @@ class LedgerStrategy(Strategy):
         questions = [
             Message(content, dst_node_id=node, message_type=messages.HELLO) for node in nodes
         ]
-        replies = grid.send_and_receive(questions, timeout=self._hello_timeout)
+        replies = grid.send_and_receive(questions, timeout=timeout)
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         return {node: self._read_hello(node, by_node.get(node), domain) for node in nodes}
 

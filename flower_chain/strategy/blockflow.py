@@ -134,12 +134,12 @@ class BlockFlow(LedgerStrategy):
     ) -> Result:
         """Begin the experiment or continue it, then start as Flower does.
 
-        As :meth:`LedgerStrategy.start`. Replies are waited for half as long as training may take at
-        most, so that there is time to ask again.
+        As :meth:`LedgerStrategy.start`. The agents' evaluations of a round's model are waited for a
+        quarter of the time that training may take, at most: the next round's has begun by then.
         """
         self.settings.check_rounds(num_rounds)
         self._evaluate_config = evaluate_config or ConfigRecord()
-        timeout = min(timeout, self.settings.train_seconds / 2)
+        timeout = min(timeout, self.settings.train_seconds / 4)
         return super().start(
             grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         )
@@ -147,7 +147,11 @@ class BlockFlow(LedgerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all agents that are left to train, with what they need to check the model."""
+        """Prepare what agents are asked to train with, and what they need to check the model.
+
+        They are asked in :meth:`aggregate_train`, as in all other stages: Flower would wait for who
+        is silent, whatever is left of the time to train, and send to nodes that are gone.
+        """
         self._number = self._done + server_round - 1
         self._received = numpy_of(arrays)
         everyone = _Everyone(self._known_nodes())
@@ -160,19 +164,14 @@ class BlockFlow(LedgerStrategy):
         if self._number > 0:
             self._write_verdict(content, self._number - 1)
         self._task = content
-        progress = self._run.experiment.progress
-        if (progress.round, progress.stage) != (self._number, Stage.TRAIN):
-            return []
-        nodes = self._nodes_of(progress.awaited)
-        log(INFO, "configure_train: Asked %s agents (out of %s)", len(nodes), len(progress.live))
-        return [_message(content, node, MessageType.TRAIN) for node in nodes]
+        return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Relay what the agents say in all stages of the round, and fetch the model of the next."""
         said = self._said_in(self._number)
-        self._train(said, list(replies))
+        self._train(said)
         self._retrieve(said)
         self._commit(said)
         self._reveal(said)
@@ -219,7 +218,7 @@ class BlockFlow(LedgerStrategy):
         while True:
             nodes = list(self._grid.get_node_ids())
             if len(nodes) >= least:
-                self._meet(chain_id, nodes)
+                self._meet(chain_id, nodes, self._hello_timeout)
                 if not (absent := wanted - set(self._nodes)):
                     break
                 log(INFO, "Waiting for %s", ", ".join(sorted(absent)))
@@ -234,11 +233,12 @@ class BlockFlow(LedgerStrategy):
             )
         return [self._public_keys[account] for account in sorted(agents)]
 
-    def _meet(self, chain_id: int, nodes: Sequence[int]) -> None:
+    def _meet(self, chain_id: int, nodes: Sequence[int], timeout: float) -> None:
         """Ask the nodes that are not known yet who they are."""
         known = {node for met in self._nodes.values() for node in met}
         strangers = [node for node in nodes if node not in known]
-        for node, hello in self._hear(self._grid, strangers, Domain(chain_id, NOBODY)).items():
+        domain, timeout = Domain(chain_id, NOBODY), min(timeout, self._hello_timeout)
+        for node, hello in self._hear(self._grid, strangers, domain, timeout).items():
             if isinstance(hello, Hello):
                 self._nodes.setdefault(hello.device, []).append(node)
 
@@ -298,7 +298,7 @@ class BlockFlow(LedgerStrategy):
 
     # -- stages ---------------------------------------------------------------------------------
 
-    def _train(self, said: _Round, replies: Sequence[Message]) -> None:
+    def _train(self, said: _Round) -> None:
         run, peers = self._run, self._run.peers
 
         def read(agent: int, answer: RecordDict) -> SignedBy[TrainedModel]:
@@ -318,9 +318,7 @@ class BlockFlow(LedgerStrategy):
             said.models |= models
             return run.experiment.submit(list(models.values()))
 
-        self._let_act(
-            Stage.TRAIN, lambda _: self._task, read, relay, MessageType.TRAIN, list(replies)
-        )
+        self._let_act(Stage.TRAIN, lambda _: self._task, read, relay, MessageType.TRAIN)
 
     def _retrieve(self, said: _Round) -> None:
         run = self._run
@@ -410,7 +408,7 @@ class BlockFlow(LedgerStrategy):
         content = self._question(audit_messages.AGGREGATE)
         self._write_verdict(content, number)
         told: dict[int, bytes] = {}
-        until = time.time() + run.plan.stage_s
+        until = time.time() + min(run.plan.stage_s, run.plan.train_s / 2)  # which has begun
         while (left := until - time.time()) > 0:
             missing = [agent for agent in live if agent not in told]
             answers = self._ask(missing, lambda _: content, left / 2)
@@ -418,7 +416,7 @@ class BlockFlow(LedgerStrategy):
             digest, votes = Counter(told.values()).most_common(1)[0] if told else (b"", 0)
             if 2 * votes > len(live):
                 agreeing = [agent for agent in told if told[agent] == digest]
-                arrays = self._fetch(content, agreeing, digest, left / 2)
+                arrays = self._fetch(content, agreeing, digest, until)
                 run.publish(number + 1, arrays)
                 return arrays
             time.sleep(min(PAUSE, max(until - time.time(), 0)))
@@ -428,9 +426,9 @@ class BlockFlow(LedgerStrategy):
         )
 
     def _fetch(
-        self, content: RecordDict, agents: Sequence[int], digest: bytes, timeout: float
+        self, content: RecordDict, agents: Sequence[int], digest: bytes, until: float
     ) -> Arrays:
-        """The model with this digest, from one of the agents that have it."""
+        """The model with this digest, from one of the agents that have it, in time."""
         asked = RecordDict(dict(content))
         stage = audit_messages.write_stage(
             audit_messages.AGGREGATE, **{"arrays-key": self._arrays_key}
@@ -446,6 +444,7 @@ class BlockFlow(LedgerStrategy):
             return arrays
 
         for agent in agents:
+            timeout = max(until - time.time(), 1) / 2
             for arrays in self._read(self._ask([agent], lambda _: asked, timeout), read).values():
                 return arrays
         raise RunEnded(f"no agent gave the model with digest {digest.hex()}")
@@ -459,7 +458,6 @@ class BlockFlow(LedgerStrategy):
         read: Callable[[int, RecordDict], Item],
         relay: Callable[[Mapping[int, Item]], list[Rejection]],
         kind: str = audit_messages.AUDIT,
-        replies: Sequence[Message] = (),
         over: Callable[[set[int]], bool] = lambda _: False,
     ) -> None:
         """Ask the agents that are awaited, and relay what they say, until the stage is over.
@@ -469,14 +467,6 @@ class BlockFlow(LedgerStrategy):
         """
         experiment = self._run.experiment
         self._complaints.clear()
-        nodes = {
-            node: agent
-            for agent in range(len(experiment.agents))
-            for node in self._nodes_of([agent])
-        }
-        answers = [
-            (nodes[r.metadata.src_node_id], r) for r in replies if r.metadata.src_node_id in nodes
-        ]
         while True:
             progress = experiment.progress
             if (progress.round, progress.stage) != (self._number, stage):
@@ -484,11 +474,7 @@ class BlockFlow(LedgerStrategy):
             if (left := progress.deadline - time.time()) <= 0:
                 self._advance(progress)
                 continue
-            if not answers:
-                answers = self._ask(progress.awaited, content, left / 2, kind)
-            items = self._read(answers, read)
-            items = {agent: item for agent, item in items.items() if agent in progress.awaited}
-            answers = []
+            items = self._read(self._ask(progress.awaited, content, left / 2, kind), read)
             for rejection in self._in_time(partial(relay, items), []) if items else ():
                 log(WARNING, "Agent %d: the contract says %s", rejection.agent, rejection.fault)
             if over(set(progress.live)):
@@ -505,14 +491,15 @@ class BlockFlow(LedgerStrategy):
         kind: str = audit_messages.AUDIT,
     ) -> list[tuple[int, Message]]:
         """What agents answer, from all nodes that they introduced themselves from."""
+        until = time.time() + timeout
         connected = list(self._grid.get_node_ids())
         if any(not set(self._nodes_of([agent])) & set(connected) for agent in agents):
-            self._meet(self._run.experiment.domain.chain_id, connected)
+            self._meet(self._run.experiment.domain.chain_id, connected, timeout / 2)
         asked = {
             node: agent for agent in agents for node in self._nodes_of([agent]) if node in connected
         }
         questions = [_message(content(agent), node, kind) for node, agent in asked.items()]
-        replies = self._grid.send_and_receive(questions, timeout=timeout)
+        replies = self._grid.send_and_receive(questions, timeout=until - time.time())
         return [(asked[reply.metadata.src_node_id], reply) for reply in replies]
 
     def _read(

@@ -189,7 +189,7 @@ class RecordAndReward(LedgerStrategy):
     def _introduce(self, grid: Grid, nodes: Sequence[int]) -> list[Finding]:
         """Ask the nodes that are not known yet who they are; tell what went wrong."""
         strangers = [node for node in nodes if node not in self._hellos]
-        answers = self._hear(grid, strangers, self._run.federation.domain)
+        answers = self._hear(grid, strangers, self._run.federation.domain, self._hello_timeout)
         hellos = {node: a for node, a in answers.items() if isinstance(a, Hello)}
         findings = [answer for answer in answers.values() if isinstance(answer, Finding)]
         enrolled = self._enrolled({hello.device for hello in hellos.values()})

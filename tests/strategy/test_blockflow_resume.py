@@ -1,7 +1,8 @@
 """An experiment whose server or devices are killed and come back: as if nothing had happened."""
 
 import random
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,15 +12,19 @@ import numpy as np
 import pytest
 from experiment import OWNER, Experiment, Outcome
 from federation import Federation
-from flwr.app import Message
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from killing import Killed, killed_at
-from local_grid import LocalGrid, Node
-from softmax import arrays_in, fresh
+from local_grid import LocalGrid, Node, silent
+from softmax import Device, arrays_in, fresh
 
-from flower_chain import keys
-from flower_chain.audit_messages import read_said
+from flower_chain import durable, keys
+from flower_chain.audit_messages import AUDIT, STAGE, read_said, read_stage
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import EmbeddedLedger
+from flower_chain.ledger.blockflow import Stage
+from flower_chain.messages import HELLO, read_request
+from flower_chain.plan import BlockFlowPlan
 from flower_chain.records import TOKEN_UNITS, Commitment, Retrieval, Scores, TrainedModel
 from flower_chain.run import BlockFlowRun, Pointers
 from flower_chain.strategy import blockflow
@@ -32,8 +37,8 @@ BEGINNING = 6
 """Transactions before run.json: token, a bond for each agent, contract, first model."""
 SENDS = BEGINNING + 12
 """Transactions in all: enrolment, five a round, and the claim."""
-ASKS = 16
-"""Questions in all: introduction, bond; seven a round, of which one is Flower's."""
+ASKS = 18
+"""Questions in all: introduction, bond; eight a round, of which two are Flower's, to nobody."""
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +276,159 @@ def begun(tmp_path: Path) -> Iterator[Experiment]:
     before = journal.read_bytes()
     yield experiment
     assert (journal.read_bytes(), len(experiment.grid.said)) == (before, asked)
+
+
+# --- devices that are killed, or not heard -------------------------------------------------------
+
+
+def come_back(experiment: Experiment, agent: int) -> None:
+    """Start an agent's SuperNode again: it knows what is on its disk, and has another id."""
+    grid, node = experiment.grid, experiment.nodes[agent]
+    (number,) = [number for number, found in grid.nodes.items() if found is node]
+    del grid.nodes[number]
+    context = Context(1, number + 1000, dict(node.context.node_config), RecordDict(), {})
+    experiment.nodes[agent] = Node(experiment.devices[agent].app(), context, node.meddlers)
+    grid.nodes[context.node_id] = experiment.nodes[agent]
+
+
+def test_a_device_that_dies_at_everything_it_writes_says_the_same(
+    tmp_path: Path, undisturbed: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is on the disk, and after; then nobody has heard of it yet."""
+    experiment, write, written = Experiment(tmp_path, AGENTS), durable.replace, Counter[Path]()
+
+    def dying(target: Path, data: bytes) -> None:
+        if "0.key.audits" not in str(target) or (times := next_time(written, target)) > 2:
+            write(target, data)
+            return
+        if times == 2:
+            write(target, data)
+        come_back(experiment, agent)
+        raise ConnectionError("killed")
+
+    agent = [device.number for device in experiment.devices].index(0)
+    monkeypatch.setattr(durable, "replace", dying)
+    outcome = experiment.run(rounds=ROUNDS)
+
+    assert len(written) == 7 * ROUNDS
+    assert told(outcome) == told(undisturbed)
+    assert_faithful(experiment, outcome)
+    assert_paid(outcome)
+
+
+def next_time(counts: Counter[Path], path: Path) -> int:
+    """How often this has been asked for a path."""
+    counts[path] += 1
+    return counts[path]
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["lost", "died"])
+def test_a_device_whose_answers_do_not_arrive_is_asked_again(
+    tmp_path: Path, undisturbed: Outcome, dies: bool
+) -> None:
+    """Lost by the grid; or it died before they left, and comes back as another node."""
+    experiment, lost = Experiment(tmp_path, AGENTS), list[Message]()
+    questions = Counter[tuple[Any, int]]()
+
+    def lose(_node: Node, question: Message, reply: Message) -> Message | None:
+        stage = read_stage(question.content)["stage"]
+        number = read_request(question.content, BlockFlowPlan).task.version
+        questions[stage, number] += 1
+        if questions[stage, number] > 1:
+            return reply
+        lost.append(reply)
+        if dies:
+            come_back(experiment, 0)
+        return None
+
+    for kind in (MessageType.TRAIN, AUDIT):
+        experiment.meddle(0, lose, kind)
+    outcome = experiment.run(rounds=ROUNDS)
+
+    assert len(lost) == 1 + 5 * ROUNDS  # the bond; in each round all but the score
+    experiment.grid.said += [(reply, reply) for reply in lost]
+    assert_same(experiment, outcome, undisturbed)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["on one disk", "on two"])
+def test_two_nodes_with_the_key_of_one_agent_are_one_agent(
+    tmp_path: Path, undisturbed: Outcome, shared: bool
+) -> None:
+    """Even if they say two things."""
+    experiment = Experiment(tmp_path, AGENTS)
+    folder = tmp_path / ("keys" if shared else "other-keys")
+    device = experiment.devices[0] if shared else Device(experiment.devices[0].number, epochs=3)
+    device.join(experiment.grid, folder, max_bond=100)
+
+    outcome = experiment.run(everyone(), rounds=ROUNDS)
+
+    if shared:
+        assert_same(experiment, outcome, undisturbed)
+    else:
+        assert not any(found.eliminated for found in outcome.history.rounds)
+        assert_paid(outcome)
+
+
+class PatientGrid(LocalGrid):
+    """Waits for who does not answer as long as it may, by a clock that tests can wait by."""
+
+    clock = 0.0
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """As if all that answer answered at once."""
+        asked = list(messages)
+        replies = list(super().send_and_receive(asked, timeout=timeout))
+        if len(replies) < len(asked):
+            self.clock += timeout
+        return replies
+
+
+@pytest.fixture
+def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """An experiment on such a grid."""
+    experiment, now = Experiment(tmp_path, AGENTS), time.time
+    experiment.grid.__class__ = PatientGrid
+    monkeypatch.setattr(time, "time", lambda: now() + experiment.grid.clock)
+    return experiment
+
+
+def everyone() -> FedAvg:
+    """As a user has it: what a round ended with is evaluated too."""
+    return FedAvg(min_train_nodes=AGENTS, min_available_nodes=AGENTS)
+
+
+def test_a_device_that_hangs_when_the_server_is_back_costs_only_its_own_bond(
+    patient: Experiment,
+) -> None:
+    """It does not even say who it is, which all are asked first."""
+    submitted = killed_at(BEGINNING + 2, EmbeddedLedger, "send", after=True)
+    with submitted, pytest.raises(Killed):
+        patient.run(everyone(), rounds=ROUNDS)
+    for kind in (HELLO, AUDIT):
+        patient.meddle(1, silent, kind)
+
+    outcome = patient.run(everyone(), rounds=ROUNDS)
+
+    assert [found.eliminated for found in outcome.history.rounds] == [{1: Stage.RETRIEVE}, {}]
+    assert outcome.result.arrays is not None
+
+
+def test_a_device_that_hangs_while_the_next_round_has_begun_costs_only_its_own_bond(
+    patient: Experiment,
+) -> None:
+    """Training may take until its deadline, which the model and its evaluation must leave time."""
+
+    def hang(node: Node, question: Message, reply: Message) -> Message | None:
+        asked = question.content.config_records.get(STAGE, {}).get("stage", "evaluate")
+        trains_first = asked == "train" and len(patient.devices[1].trained) == 1
+        return reply if trains_first or asked not in ("aggregate", "evaluate", "train") else None
+
+    for kind in (MessageType.TRAIN, MessageType.EVALUATE, AUDIT):
+        patient.meddle(1, hang, kind)
+
+    outcome = patient.run(everyone(), rounds=ROUNDS, train_seconds=60)
+
+    assert [found.eliminated for found in outcome.history.rounds] == [{}, {1: Stage.TRAIN}]
+    assert outcome.result.arrays is not None
