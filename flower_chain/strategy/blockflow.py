@@ -251,6 +251,7 @@ class BlockFlow(LedgerStrategy):
         self._received = first
         if experiment.progress.stage is Stage.ENROL:
             self._enrol()
+        self._pay_out()
         self._done = run.done()
         model = run.model(self._done)
         if model is not None:
@@ -293,6 +294,7 @@ class BlockFlow(LedgerStrategy):
             relay(allowed)
         self._let_act(Stage.ENROL, content, read, relay)
         if experiment.progress.stage is Stage.FINISHED:
+            self._pay_out()
             acted = len(experiment.progress.live)
             raise RunEnded(f"{acted} agents posted their bonds: the quorum is {run.plan.quorum}")
 
@@ -391,20 +393,28 @@ class BlockFlow(LedgerStrategy):
                 continue
             openings = [said.openings[agent] for agent in progress.live]
             self._in_time(partial(experiment.score, openings), None)
+        self._pay_out()
         done = experiment.history().rounds[self._number]
         if not done.openings:
-            raise RunEnded(f"nobody is left after round {self._number + 1}")
+            raise RunEnded(
+                f"nobody is left after round {self._number + 1}; "
+                "who failed last gets back what was left of its bond"
+            )
         told = ", ".join(f"{n}: {p / ONE:.3f}" for n, p in done.overall.items())
         log(INFO, "Overall scores of the agents: %s", told or "none, all get the same")
         for agent, stage in done.eliminated.items():
             log(WARNING, "Agent %d is out: it failed in the stage %s", agent, stage)
 
+    def _pay_out(self) -> None:
+        """Credit agents what was refunded to them, once the experiment is over."""
+        experiment = self._run.experiment
+        if experiment.progress.stage is Stage.FINISHED:
+            experiment.claim(range(len(experiment.agents)))
+
     def _conclude(self, number: int) -> Arrays:
         """The model that a round ended with, as most agents computed it; announced."""
         run, experiment = self._run, self._run.experiment
         live = experiment.progress.live
-        if experiment.progress.stage is Stage.FINISHED:
-            experiment.claim(range(len(experiment.agents)))
         content = self._question(audit_messages.AGGREGATE)
         self._write_verdict(content, number)
         told: dict[int, bytes] = {}
@@ -555,6 +565,8 @@ class BlockFlow(LedgerStrategy):
         """End a stage whose deadline has passed here; on the chain it may pass with a new block."""
         try:
             self._run.experiment.advance()
+            late = ", ".join(map(str, progress.awaited)) or "none"
+            log(WARNING, "The time for the stage %s is over; not heard: %s", progress.stage, late)
         except Reverted as refused:
             if not str(refused).startswith("TooEarly"):
                 return  # somebody else did it

@@ -20,7 +20,7 @@ from softmax import Device, arrays_in, fresh
 
 from flower_chain import durable, keys
 from flower_chain.audit_messages import AUDIT, STAGE, read_said, read_stage
-from flower_chain.errors import ConfigError
+from flower_chain.errors import ConfigError, RunEnded
 from flower_chain.ledger import EmbeddedLedger
 from flower_chain.ledger.blockflow import Stage
 from flower_chain.messages import HELLO, read_request
@@ -432,3 +432,62 @@ def test_a_device_that_hangs_while_the_next_round_has_begun_costs_only_its_own_b
 
     assert [found.eliminated for found in outcome.history.rounds] == [{}, {1: Stage.TRAIN}]
     assert outcome.result.arrays is not None
+
+
+# --- a server that is away for too long ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "stage", "told"),
+    [
+        (0, "enrol", "0 agents posted their bonds: the quorum is 3"),
+        (1, "train", "nobody is left after round 1"),
+        (2, "retrieve", "nobody is left after round 1"),
+        (4, "reveal", "nobody is left after round 1"),
+        (8, "commit", "nobody is left after round 2"),
+    ],
+)
+def test_a_server_that_is_away_for_too_long_ends_the_experiment_and_costs_nothing(
+    patient: Experiment,
+    caplog: pytest.LogCaptureFixture,
+    sent: int,
+    stage: str,
+    told: str,
+) -> None:
+    """By the contract's rule: there are no others who could get the bonds."""
+    with (
+        killed_at(BEGINNING + sent + 1, EmbeddedLedger, "send", after=False),
+        pytest.raises(Killed),
+    ):
+        patient.run(rounds=ROUNDS)
+    patient.grid.clock = 10_000.0
+
+    with pytest.raises(RunEnded, match=told):
+        patient.run(rounds=ROUNDS)
+
+    assert f"The time for the stage {stage} is over; not heard: 0, 1, 2" in caplog.text
+    with pytest.raises(RunEnded, match="the experiment ended in round"):
+        patient.run(rounds=ROUNDS)
+    if sent:
+        assert_paid(Outcome(patient.path / "run", None))
+
+
+def test_who_was_not_heard_before_the_server_was_away_for_too_long_is_out(
+    patient: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hang(_node: Node, question: Message, reply: Message) -> Message | None:
+        retrieves = read_stage(question.content)["stage"] == "retrieve"
+        if retrieves and patient.grid.clock > 0:
+            raise Killed
+        return None if retrieves else reply
+
+    patient.meddle(1, hang)
+    with pytest.raises(Killed):
+        patient.run(rounds=ROUNDS)
+    patient.grid.clock = 10_000.0
+
+    outcome = patient.run(rounds=ROUNDS)
+
+    assert [found.eliminated for found in outcome.history.rounds] == [{1: Stage.RETRIEVE}, {}]
+    assert "The time for the stage retrieve is over; not heard: 1" in caplog.text
+    assert "Agent 1 is out: it failed in the stage retrieve" in caplog.text
