@@ -4,11 +4,14 @@ from signal import SIGTERM
 from threading import Timer
 
 import pytest
-from federation import OWNER, Federation, give
+from experiment import Experiment
+from federation import OWNER, TOKEN, Federation, give
 from flwr.app import RecordDict
 
+from flower_chain.audit_messages import read_stage
 from flower_chain.errors import LedgerError, NodeError, WrongChain
 from flower_chain.ledger import JsonRpcLedger
+from flower_chain.ledger.blockflow import Stage
 from flower_chain.run import RecordAndRewardRun
 
 
@@ -44,6 +47,26 @@ def test_an_unreachable_node_ends_the_run_before_training(tmp_path):
     with pytest.raises(NodeError, match=r"no node answers at http://127\.0\.0\.1:1"):
         federation.run(ledger="http://127.0.0.1:1")
     assert federation.grid.said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--block-time", "1")], ids=["no idle blocks", "blocks"])
+def test_an_agent_that_is_silent_is_out_on_a_node_too(tmp_path, start_anvil, options):
+    """The time of a chain that makes no blocks stands still, and with it its stages."""
+    url = start_anvil(*options).url
+    give(url, OWNER.address)
+    experiment = Experiment(tmp_path, 3)
+
+    def mute(_node, question, reply):
+        return None if read_stage(question.content)["stage"] == "commit" else reply
+
+    experiment.meddle(1, mute)
+    outcome = experiment.run(rounds=2, ledger=url, stage_seconds=10)
+    assert [found.eliminated for found in outcome.history.rounds] == [{1: Stage.COMMIT}, {}]
+    assert [set(found.openings) for found in outcome.history.rounds] == [{0, 2}, {0, 2}]
+    refunded = [sum(found.refunded.values()) for found in outcome.history.rounds]
+    assert sum(refunded) == 3 * 10 * TOKEN
+    assert refunded[0] == (2 * 1 + 10) * TOKEN  # two stakes, and the bond that was lost
 
 
 @pytest.fixture
