@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from experiment import OWNER, Experiment, Outcome
-from federation import Federation
+from federation import Federation, give
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from killing import Killed, killed_at
@@ -21,7 +21,7 @@ from softmax import Device, arrays_in, fresh
 from flower_chain import durable, keys
 from flower_chain.audit_messages import AUDIT, STAGE, read_said, read_stage
 from flower_chain.errors import ConfigError, RunEnded
-from flower_chain.ledger import EmbeddedLedger
+from flower_chain.ledger import EmbeddedLedger, JsonRpcLedger, Ledger
 from flower_chain.ledger.blockflow import Stage
 from flower_chain.messages import HELLO, read_request
 from flower_chain.plan import BlockFlowPlan
@@ -168,25 +168,43 @@ def test_a_server_killed_at_its_pointers_goes_on(
     assert_same(experiment, experiment.run(rounds=ROUNDS), undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("first", "after"), [(BEGINNING + 2, False), (BEGINNING + 1, True)], ids=["before", "after"]
-)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_server_that_dies_at_each_transaction_ends(
-    tmp_path: Path, undisturbed: Outcome, first: int, after: bool
+    tmp_path: Path, undisturbed: Outcome, after: bool
 ) -> None:
-    experiment, deaths = Experiment(tmp_path, AGENTS), 0
-    while deaths < 2 * SENDS:
-        # What comes before run.json is done in one life, and every life sends something.
-        number = first if deaths == 0 else first - BEGINNING
-        with killed_at(number, EmbeddedLedger, "send", after):
+    experiment = Experiment(tmp_path, AGENTS)
+
+    outcome = dying_at_each_transaction(experiment, EmbeddedLedger, after)
+
+    assert_same(experiment, outcome, undisturbed)
+
+
+def test_a_server_that_dies_after_each_transaction_on_a_node_ends(
+    tmp_path: Path, undisturbed: Outcome, anvil: str
+) -> None:
+    """What was signed is read from the node's blocks then."""
+    experiment = Experiment(tmp_path, AGENTS)
+    give(anvil, OWNER.address)
+
+    outcome = dying_at_each_transaction(experiment, JsonRpcLedger, after=True, ledger=anvil)
+
+    assert_same(experiment, outcome, undisturbed)
+
+
+def dying_at_each_transaction(
+    experiment: Experiment, kind: type[Ledger], after: bool, **settings: Any
+) -> Outcome:
+    """What comes before run.json is done in one life, and every life sends something."""
+    for deaths in range(2 * SENDS):
+        number = 1 + (not after) + (BEGINNING if deaths == 0 else 0)
+        with killed_at(number, kind, "send", after):
             try:
-                outcome = experiment.run(rounds=ROUNDS)
+                outcome = experiment.run(rounds=ROUNDS, **settings)
                 break
             except Killed:
-                deaths += 1
-
+                continue
     assert deaths == SENDS - BEGINNING - 1 + after
-    assert_same(experiment, outcome, undisturbed)
+    return outcome
 
 
 def test_a_server_that_dies_while_devices_answer_ends(tmp_path: Path, undisturbed: Outcome) -> None:
