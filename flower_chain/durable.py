@@ -4,6 +4,8 @@ import fcntl
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +51,14 @@ def open_locked(path: Path) -> IO[bytes]:
         file.close()
         raise
     return file
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a file that only one process or thread holds like this, once the others are done."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """A device as an agent of a BlockFLow experiment: Flower's messages, answered by an Auditor."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from logging import WARNING
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from eth_account.signers.local import LocalAccount
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.common import log
 
-from flower_chain import audit_messages, keys, messages
+from flower_chain import audit_messages, durable, keys, messages
 from flower_chain.client.auditor import Auditor
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
@@ -60,8 +61,12 @@ class Agent:
         self._request, self._plan, self._context = request, request.plan, context
         self._account, self._evaluate = account, evaluate
         self._round = request.task.version
-        folder = _folder(context) / f"{request.domain.chain_id}-{request.domain.contract}"
-        self._auditor = Auditor(folder, account, Peers.of(request.plan, request.domain))
+        self._folder = _folder(context) / f"{request.domain.chain_id}-{request.domain.contract}"
+        self._auditor = Auditor(self._folder, account, Peers.of(request.plan, request.domain))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Whatever the agent does it does in here: it may be busy for a server that was killed."""
+        return durable.alone(self._folder / "lock")
 
     # -- train --------------------------------------------------------------------------------
 

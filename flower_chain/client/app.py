@@ -107,8 +107,15 @@ class ClientApp(FlowerClientApp):
             return self._measure(question, context, metric)
 
         agent = Agent(message.content, context, device_account(context), evaluate)
-        if message.metadata.message_type == AUDIT:
-            return Message(agent.answer(message), reply_to=message)
+        with agent.alone():
+            if message.metadata.message_type == AUDIT:
+                return Message(agent.answer(message), reply_to=message)
+            return self._train_as(agent, message, asked, context)
+
+    def _train_as(
+        self, agent: Agent, message: Message, asked: Message, context: Context
+    ) -> Message:
+        """What an agent sends that is asked to train, as the user's functions know it."""
         if (sent := agent.sent_before()) is not None:
             return Message(sent, reply_to=message)
         agent.begin(message, _single(asked.content.array_records))

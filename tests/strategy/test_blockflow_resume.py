@@ -4,8 +4,10 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from federation import Federation, give
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from killing import Killed, killed_at
-from local_grid import LocalGrid, Node, silent
+from local_grid import LocalGrid, Node, delivered, silent
 from softmax import Device, arrays_in, fresh
 
 from flower_chain import durable, keys
@@ -509,3 +511,51 @@ def test_who_was_not_heard_before_the_server_was_away_for_too_long_is_out(
     assert [found.eliminated for found in outcome.history.rounds] == [{1: Stage.RETRIEVE}, {}]
     assert "The time for the stage retrieve is over; not heard: 1" in caplog.text
     assert "Agent 1 is out: it failed in the stage retrieve" in caplog.text
+
+
+# --- two processes for one device ----------------------------------------------------------------
+
+
+class Meeting(Device):
+    """A device at work only when another process is at the same work, or does not come."""
+
+    def __init__(self, number: int, epochs: int, table: Barrier) -> None:
+        super().__init__(number, epochs, measures=False)
+        self._table = table
+        self.before_training = self._wait
+
+    def _wait(self) -> None:
+        with suppress(BrokenBarrierError):
+            self._table.wait(0.2)
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        self._wait()
+        return super()._evaluate(message, context)
+
+
+def test_a_device_that_is_still_busy_for_a_server_that_was_killed_says_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Where the server that goes on asks it for the same, in another process."""
+    experiment, table = Experiment(tmp_path, AGENTS), Barrier(2)
+    number, config = experiment.devices[0].number, experiment.nodes[0].context.node_config
+    twins = [
+        Node(Meeting(number, epochs, table).app(), Context(1, 1, config, RecordDict(), {}))
+        for epochs in (1, 2)
+    ]
+
+    def at_once(_node: Node, question: Message, _reply: Message) -> Message:
+        with ThreadPoolExecutor() as processes:
+            replies = list(processes.map(lambda twin: twin.answer(delivered(question)), twins))
+        said.extend(replies)
+        return replies[0]
+
+    said: list[Message] = []
+    experiment.nodes[0].app = lambda question, _: question
+    for kind in (HELLO, MessageType.TRAIN, AUDIT):
+        experiment.meddle(0, at_once, kind)
+    outcome = experiment.run()
+
+    assert outcome.round.eliminated == {}
+    found = all_that_was_said(said)
+    assert [len(found[kind, 0, 0]) for kind in KINDS] == [1] * len(KINDS)
