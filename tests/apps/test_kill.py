@@ -1,85 +1,32 @@
 """A real run whose server is killed at random moments, again and again."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 
 import pytest
+from serving import PATIENCE, ROOT, serving
 
 from flower_chain import keys
 from flower_chain.ledger.federation import History
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.verify import verify
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "apps/digits"))
 
-from digits.server_app import examiner  # noqa: E402 (an app is no package of ours)
+from digits.server_app import examiner
 
 KILLS = 25
 DEVICES = 4
-MARK = "FLOWER_CHAIN_TEST"
-PATIENCE = 900
 ALL_ACCEPTED = "chain.clear=1.0 chain.harm=1.0"
 
 
-def processes(mark: str) -> list[int]:
-    """All processes that a server started, whatever their session and parent."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (entry / "environ").read_bytes()
-        except OSError:  # it has just ended
-            continue
-        if f"{MARK}={mark}\0".encode() in environment:
-            found.append(int(entry.name))
-    return found
-
-
-def kill(mark: str) -> None:
-    """SIGKILL to everything at once, until nothing is left."""
-    while alive := processes(mark):
-        for process in alive:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.05)
-
-
-@contextmanager
-def serving(folder: Path, rounds: int) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """A real `flwr run` with its own SuperLink; whatever is left of it in the end is killed."""
-    mark, log = str(folder), folder / "log.txt"
-    folder.mkdir(exist_ok=True)
-    temporary = mkdtemp()  # a short name: Ray has sockets in it
-    options = (
-        f'chain.run="{folder}/run" chain.keys="{folder}/keys" num-devices={DEVICES} '
-        f"num-server-rounds={rounds} local-epochs=1 {ALL_ACCEPTED}"
-    )
-    command = [str(ROOT / "apps/simulate"), str(ROOT / "apps/digits"), "--run-config", options]
-    command += ["--federation-config", f"num-supernodes={DEVICES} client-resources-num-cpus=1"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {MARK: mark, "TMPDIR": temporary},
-        )
-    try:
-        yield process, log
-    finally:
-        kill(mark)
-        process.wait()
-        rmtree(temporary, ignore_errors=True)
+def options(rounds: int) -> str:
+    """Of a run in which all is accepted."""
+    return f"num-server-rounds={rounds} {ALL_ACCEPTED}"
 
 
 def works(process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -101,7 +48,7 @@ def history(folder: Path) -> History:
 
 def finish(folder: Path, rounds: int) -> RecordAndRewardRun:
     """Let a run come to its end."""
-    with serving(folder, rounds) as (process, log):
+    with serving(folder, DEVICES, options(rounds)) as (process, log):
         assert process.wait(PATIENCE) == 0, log.read_text()[-3000:]
     return RecordAndRewardRun.open(folder / "run")
 
@@ -133,7 +80,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_left_alone(
     known: list[bytes] = []
     progress = []
     for number in range(KILLS):
-        with serving(killed, rounds=10_000) as (process, log):
+        with serving(killed, DEVICES, options(rounds=10_000)) as (process, log):
             if number % 5:  # while it trains, records or settles
                 works(process, log)
                 time.sleep(moments.uniform(0, 2))
