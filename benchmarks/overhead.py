@@ -11,8 +11,6 @@ import hashlib
 import logging
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -37,6 +35,7 @@ from mnist import DEFAULT_DATA, check_data
 from overhead_app import app
 from report import Claim, Table, claims_table, write_json
 from rich.console import Console
+from simulation import Config, simulate
 
 import flower_chain
 from flower_chain import envelope, updates
@@ -51,9 +50,6 @@ from flower_chain.strategy import LedgerStrategy, admission
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-Config = dict[str, str | int | float | bool]
-
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("mlp-50k", "mlp-1.13m")
 EPOCH_MODELS = ("cnn-50k", "cnn-1.13m", "mlp-50k")
 ONE_STEP = app.BATCH
@@ -350,22 +346,10 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             config = self.config(Path(folder), model=model, devices=devices, points=points)
             config["chain.scheme"] = scheme
-            lines = [f"{key} = {_toml(value)}" for key, value in config.items()]
-            settings = Path(folder) / "config.toml"
-            settings.write_text("\n".join(lines))
-            command: list[str | Path] = [ROOT / "apps/simulate", ROOT / "benchmarks/overhead_app"]
-            command += ["--run-config", settings, "--federation-config"]
-            command.append(f"num-supernodes={devices} client-resources-num-cpus=1")
-            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-            environment = os.environ | {"PATH": path}
             with console.status(f"simulation: {devices} x {model}, {scheme}, {points:,} points"):
-                subprocess.run(command, env=environment, capture_output=True, check=True)
+                simulate(Path(app.__file__).parent, devices, config)
             times = [float(line) for line in Path(str(config["times"])).read_text().split()]
         return statistics.median(after - before for before, after in pairwise(times[WARM_UP:]))
-
-
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 # --- the least that it could cost ----------------------------------------------------------------
