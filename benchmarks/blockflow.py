@@ -1,24 +1,35 @@
 """papers/3's four experiments: what BlockFLow's scores tell of models, data and attackers.
 
-Two thirds of the rows go to the agents, in equal shares unless told otherwise; an agent trains on
-four fifths of its share and audits every model on all of it; the last third is the test. Models are
-logistic regressions, scores are F1. Agents are scored by the package's rule, in the integers of the
-contract. Nothing goes through Flower or a ledger here.
+The agents of `census_agents.py` are scored by the package's rule, in the integers of the contract,
+in this process. Then a federation of each experiment runs through Flower, with a ledger, and must
+come to the same scores.
 """
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from random import Random
 from typing import Annotated, Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
+import through_flower
 import typer
+from census_agents import (
+    AGENTS,
+    ALPHA,
+    EPSILON,
+    FOLDERS,
+    SIZES,
+    Audit,
+    Experiment,
+    Kind,
+    NDArray,
+    minority,
+    read,
+)
 from report import Claim, Table, claims_table, write_json
 from rich.console import Console
 from rich.progress import Progress
@@ -26,26 +37,12 @@ from scipy import stats
 
 from flower_chain.privacy import Mechanism
 from flower_chain.privacy.output_perturbation import published_epsilon
-from flower_chain.rules.blockflow import ONE, score
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "apps/census"))
-
-from census import data as census  # noqa: E402 (an app is no package of ours)
-from census.model import train  # noqa: E402
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-NDArray = np.ndarray[Any, np.dtype[Any]]
-
-DEFAULT_DATA = ROOT.parent / "shared/data"
-FOLDERS = {"Adult": "adult", "KDD": "kddcup99-10pct", "KDD, duplicates kept": "kddcup99-10pct"}
-AGENTS = 50
-MALICIOUS = 24
-ALPHA = 1.0
-EPSILON = 0.01
-SIZES = tuple(8.0 ** (n / 4.5 - 1) for n in range(10))
+DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared/data"
+MALICIOUS = minority(AGENTS)
 EPSILONS = (0.01, 0.1, 1.0, 10.0)
 NUMBERS = (1, 25, 50, 100)
 FRONTIER = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -55,147 +52,6 @@ LEAST_P = 1e-300
 PICTURES = ("quality", "sizes", "attacks", "privacy")
 
 console = Console()
-
-
-# --- agents --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A data set, whole.
-
-    Parameters
-    ----------
-    x : ndarray of float32, shape (n_rows, n_features)
-    y : ndarray of bool, shape (n_rows,)
-    random_x : ndarray of float32, shape (n_rows, n_features)
-        The same, each published feature drawn by itself.
-    largest_norm : float
-        That a row could have: each published feature adds at most 1 to its square.
-    """
-
-    x: NDArray
-    y: NDArray
-    random_x: NDArray
-    largest_norm: float
-
-
-@dataclass(frozen=True)
-class Share:
-    """Rows of one agent: all of them to audit with, the first four fifths to train on."""
-
-    x: NDArray
-    y: NDArray
-
-    @property
-    def trained_on(self) -> census.Examples:
-        """What the agent's model is made of."""
-        part = slice(math.ceil(0.8 * len(self.y)))
-        return census.Examples(self.x[part], self.y[part])
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What agents say of each other's models, and what the test says.
-
-    Parameters
-    ----------
-    scores : ndarray, shape (n_agents, n_agents)
-        Row a: F1 of each model on the rows of agent a.
-    test : ndarray, shape (n_agents,)
-        F1 of each model on the test rows.
-    """
-
-    scores: NDArray
-    test: NDArray
-
-    def overall(self) -> NDArray:
-        """m_k, d_k and p_k of each agent, shape (3, n_agents), in [0, 1]."""
-        found = score(np.floor(self.scores * ONE + 0.5).astype(np.int64))
-        return np.array([found.model, found.evaluation, found.overall]) / ONE
-
-
-Fault = Callable[[Rows, NDArray], Share]
-"""From the data and the rows of an agent to what a malicious one pretends to have."""
-
-
-def honest(rows: Rows, chosen: NDArray) -> Share:
-    """The rows as they are."""
-    return Share(rows.x[chosen], rows.y[chosen])
-
-
-def inverted(rows: Rows, chosen: NDArray) -> Share:
-    """The other class everywhere."""
-    return Share(rows.x[chosen], ~rows.y[chosen])
-
-
-def random(rows: Rows, chosen: NDArray) -> Share:
-    """Features and class of different rows."""
-    return Share(rows.random_x[chosen], rows.y[chosen])
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A federation and its test rows.
-
-    Parameters
-    ----------
-    shares : sequence of Share
-    test : Share
-    seed : int
-        Of the noise.
-    """
-
-    shares: Sequence[Share]
-    test: Share
-    seed: int
-
-    @classmethod
-    def draw(
-        cls, rows: Rows, seed: int, sizes: Sequence[float], faults: Sequence[Fault] = ()
-    ) -> "Experiment":
-        """Agents with shares of relative `sizes`; the first have `faults`."""
-        order = np.random.default_rng(seed).permutation(len(rows.y))
-        of_agents, test = np.split(order, [len(order) * 2 // 3])
-        ends = np.cumsum(sizes)[:-1] * len(of_agents) / sum(sizes)
-        parts = np.split(of_agents, ends.astype(int))
-        kinds = [*faults, *[honest] * (len(sizes) - len(faults))]
-        shares = [kind(rows, part) for kind, part in zip(kinds, parts, strict=True)]
-        return cls(shares, honest(rows, test), seed)
-
-    def train(self, epsilon: float, alpha: float, mechanism: Mechanism) -> NDArray:
-        """Everybody's weights, shape (n_features, n_agents)."""
-        source = Random(self.seed)
-        models = [
-            train(share.trained_on, alpha, epsilon, mechanism, source) for share in self.shares
-        ]
-        return np.array(models, np.float32).T
-
-    def audit(self, models: NDArray) -> Audit:
-        """Every model on everybody's rows."""
-        scores = [_f1(share, models) for share in self.shares]
-        return Audit(np.array(scores), _f1(self.test, models))
-
-    def f1(self, epsilon: float, alpha: float, mechanism: Mechanism) -> float:
-        """The mean F1 of everybody's models on the test."""
-        return float(_f1(self.test, self.train(epsilon, alpha, mechanism)).mean())
-
-
-def _f1(share: Share, models: NDArray) -> NDArray:
-    """F1 of each model, shape (n_models,)."""
-    said, right = share.x @ models > 0, share.y[:, np.newaxis]
-    hits = (said & right).sum(axis=0)
-    return np.asarray(2 * hits / np.maximum(said.sum(axis=0) + share.y.sum(), 1))
-
-
-@cache
-def read(name: str, folder: Path) -> Rows:
-    """A data set as the paper prepares it."""
-    table, labels = census.read(str(folder), unique="duplicates" not in name)
-    rng = np.random.default_rng(0)
-    shuffled = pd.DataFrame({k: table[k].to_numpy()[rng.permutation(len(table))] for k in table})
-    norm = math.sqrt(table.shape[1] + 1)
-    return Rows(census.encode(table), labels.to_numpy(bool), census.encode(shuffled), norm)
 
 
 # --- experiments ---------------------------------------------------------------------------------
@@ -260,13 +116,13 @@ class Attack:
     Parameters
     ----------
     data : str
-    kind : str
+    kind : Kind
         What the malicious do.
     malicious, honest : ndarray, shape (3, n)
     """
 
     data: str
-    kind: str
+    kind: Kind
     malicious: NDArray
     honest: NDArray
 
@@ -301,46 +157,43 @@ class Bench:
         """Experiment 1."""
         pairs = [(n, EPSILON) for n in NUMBERS] + [(AGENTS, each) for each in EPSILONS[1:]]
         return [
-            Quality.of(name, epsilon, audit)
-            for n, epsilon in pairs
-            for audit in self._audits(name, "quality", [1.0] * n, epsilon=epsilon, repetitions=1)
+            Quality.of(name, epsilon, self._audit(name, Kind.EQUAL, 0, n, epsilon))
+            for n, epsilon in self.progress.track(pairs, description=f"{name}: quality")
         ]
 
     def sizes(self, name: str) -> Sizes:
         """Experiment 2."""
-        sizes = [*SIZES, *[1.0] * (AGENTS - len(SIZES))]
         ranks = [
             stats.rankdata(audit.overall(), axis=1)[:, : len(SIZES)]
-            for audit in self._audits(name, "sizes", sizes)
+            for audit in self._audits(name, Kind.SIZES)
         ]
         return Sizes(name, 100 * (np.array(ranks) - 0.5) / AGENTS)
 
-    def collusion(self, name: str) -> Attack:
-        """Experiment 3."""
-        scores = []
-        for audit in self._audits(name, "collusion", [1.0] * AGENTS):
-            audit.scores[:MALICIOUS, :MALICIOUS] = 1
-            scores.append(audit.overall())
-        return _attack(name, "colluding", scores)
-
-    def malice(self, name: str, fault: Fault) -> Attack:
-        """Experiment 4."""
-        kind = fault.__name__
-        audits = self._audits(name, kind, [1.0] * AGENTS, [fault] * MALICIOUS)
-        return _attack(name, kind, [audit.overall() for audit in audits])
+    def attack(self, name: str, kind: Kind) -> Attack:
+        """Experiments 3 and 4."""
+        table = np.array([audit.overall() for audit in self._audits(name, kind)])
+        malicious, others = (
+            np.concatenate(list(part), axis=1)
+            for part in (table[:, :, :MALICIOUS], table[:, :, MALICIOUS:])
+        )
+        return Attack(name, kind, malicious, others)
 
     def frontiers(self, name: str) -> list[Frontier]:
         """What privacy costs, as published and with the mechanism that holds what it says."""
-        rows = read(name, self.folder / FOLDERS[name])
-        drawn = Experiment.draw(rows, 0, [1.0] * AGENTS)
+        rows = read(name, self.folder)
+        drawn = Experiment.draw(rows, Kind.EQUAL, 0)
+
+        def mean_f1(epsilon: float, alpha: float, mechanism: Mechanism) -> float:
+            return float(drawn.test_f1(drawn.train_all(epsilon, alpha, mechanism)).mean())
+
         n_rows = len(drawn.shares[0].trained_on)
-        published = [drawn.f1(epsilon, ALPHA, Mechanism.AS_PUBLISHED) for epsilon in FRONTIER]
+        published = [mean_f1(epsilon, ALPHA, Mechanism.AS_PUBLISHED) for epsilon in FRONTIER]
         spent = [
             published_epsilon(epsilon, rows.x.shape[1], n_rows, ALPHA, rows.largest_norm)
             for epsilon in FRONTIER
         ]
         sound = [
-            max(drawn.f1(epsilon, alpha, Mechanism.CHAUDHURI_MONTELEONI) for alpha in ALPHAS)
+            max(mean_f1(epsilon, alpha, Mechanism.CHAUDHURI_MONTELEONI) for alpha in ALPHAS)
             for epsilon in self.progress.track(FRONTIER, description=f"{name}: privacy")
         ]
         return [
@@ -348,31 +201,17 @@ class Bench:
             Frontier(name, "Chaudhuri and Monteleoni", FRONTIER, sound),
         ]
 
-    def _audits(
-        self,
-        name: str,
-        title: str,
-        sizes: Sequence[float],
-        faults: Sequence[Fault] = (),
-        *,
-        epsilon: float = EPSILON,
-        repetitions: int | None = None,
-    ) -> Iterator[Audit]:
+    def _audits(self, name: str, kind: Kind) -> Iterator[Audit]:
         """Federations as the paper has them, one for each repetition."""
-        rows = read(name, self.folder / FOLDERS[name])
-        seeds = range(repetitions or self.repetitions)
-        for seed in self.progress.track(seeds, description=f"{name}: {title}"):
-            drawn = Experiment.draw(rows, seed, sizes, faults)
-            yield drawn.audit(drawn.train(epsilon, ALPHA, Mechanism.AS_PUBLISHED))
+        seeds = range(self.repetitions)
+        for seed in self.progress.track(seeds, description=f"{name}: {kind}"):
+            yield self._audit(name, kind, seed)
 
-
-def _attack(name: str, kind: str, scores: Sequence[NDArray]) -> Attack:
-    table = np.array(scores)
-    malicious, others = (
-        np.concatenate(list(part), axis=1)
-        for part in (table[:, :, :MALICIOUS], table[:, :, MALICIOUS:])
-    )
-    return Attack(name, kind, malicious, others)
+    def _audit(
+        self, name: str, kind: Kind, seed: int, n_agents: int = AGENTS, epsilon: float = EPSILON
+    ) -> Audit:
+        drawn = Experiment.draw(read(name, self.folder), kind, seed, n_agents)
+        return drawn.audit(drawn.train_all(epsilon, ALPHA, Mechanism.AS_PUBLISHED))
 
 
 # --- tables and figures --------------------------------------------------------------------------
@@ -453,7 +292,7 @@ def make_claims(
                 claim = f"{each.data}: rho of the {kind} score, {what}"
                 claims.append(Claim.at_least(claim, SOURCE, 0.9, rho))
     for attack in attacks:
-        bound = -31 if attack.kind == "colluding" else -22
+        bound = -31 if attack.kind is Kind.COLLUDING else -22
         exponent = math.log10(max(attack.p_value, LEAST_P))
         claims.append(
             Claim.at_most(f"{attack.data}: log10 p, {attack.kind}", SOURCE, bound, exponent)
@@ -561,6 +400,7 @@ def main(
         Path, typer.Option(help="Folder with the folders of Adult and KDD.")
     ] = DEFAULT_DATA,
     repetitions: Annotated[int, typer.Option(min=1, help="Of experiments 2 to 4.")] = 10,
+    agents: Annotated[int, typer.Option(min=3, help="Of each run through Flower.")] = AGENTS,
     json: Annotated[Path | None, typer.Option(help="Write rows and claims here.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the page and the figures.")] = (
         Path(__file__).parent / "results"
@@ -571,16 +411,23 @@ def main(
         if not (data / name).is_dir():
             print(f"{data} has no folder {name}: name one that does with --data", file=sys.stderr)
             raise typer.Exit(1)
+    begin = time.monotonic()
     with Progress(console=console) as progress:
         bench = Bench(data, repetitions, progress)
         quality = [each for name in FOLDERS for each in bench.quality(name)]
         sizes = [bench.sizes(name) for name in FOLDERS]
-        attacks = [bench.collusion(name) for name in FOLDERS]
-        attacks += [bench.malice(name, fault) for name in FOLDERS for fault in (random, inverted)]
+        attacks = [bench.attack(name, Kind.COLLUDING) for name in FOLDERS]
+        attacks += [bench.attack(name, k) for name in FOLDERS for k in (Kind.RANDOM, Kind.INVERTED)]
         frontiers = [each for name in list(FOLDERS)[:2] for each in bench.frontiers(name)]
-    claims = make_claims(quality, sizes, attacks)
+        points = [
+            through_flower.run(data, *each, agents)
+            for each in progress.track(through_flower.POINTS, description="through Flower")
+        ]
+    claims = make_claims(quality, sizes, attacks) + through_flower.make_claims(points)
+    minutes = (time.monotonic() - begin) / 60
+    claims.append(Claim.at_most("minutes in all", "issue: blockflow", 20, minutes))
     tables = [quality_table(quality), sizes_table(sizes), attacks_table(attacks)]
-    tables += [frontier_table(frontiers), claims_table(claims)]
+    tables += [frontier_table(frontiers), *through_flower.tables(points), claims_table(claims)]
     for table in tables:
         console.print(table.rich())
     out.mkdir(parents=True, exist_ok=True)
@@ -594,7 +441,8 @@ def main(
         "\n".join([heading, *pictures, *(table.markdown() for table in tables)])
     )
     if json is not None:
-        write_json(json, make_rows(quality, sizes, attacks, frontiers), claims)
+        rows = make_rows(quality, sizes, attacks, frontiers) + through_flower.make_rows(points)
+        write_json(json, rows, claims)
 
 
 if __name__ == "__main__":

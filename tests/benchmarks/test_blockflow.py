@@ -38,12 +38,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_prints_tables_and_writes_rows_and_claims(folder, tmp_path):
     report = tmp_path / "blockflow.json"
     command = [sys.executable, ROOT / "benchmarks/blockflow.py", "--repetitions", "1"]
-    command += ["--data", folder, "--json", report, "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    command += ["--agents", "3", "--data", folder, "--json", report, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     assert "attackers" in done.stdout
-    claims = {claim["claim"]: claim for claim in json.loads(report.read_text())["claims"]}
+    written = json.loads(report.read_text())
+    claims = {claim["claim"]: claim for claim in written["claims"]}
     assert claims["Adult: log10 p, inverted"]["measured"] < -3
+    points = [row for row in written["rows"] if "differing" in row]
+    assert {row["experiment"][0] for row in points} == set("1234")
+    assert all(row["differing"] == 0 and row["ledger"] == row["computed"] for row in points)
+    assert all(min(row["seconds"].values()) > 0 for row in points)
     assert (tmp_path / "blockflow.md").is_file()
     assert len(list(tmp_path.glob("*.png"))) == 4
 
