@@ -275,8 +275,11 @@ class BlockFlowVerifier(Verifier):
                 where = f"round {record.number}, secret of {self._name(agent)}"
                 raise Unverified(f"{where}: not the one it had chosen before")
         secrets = [said.secret for said in record.retrievals.values()]
+        drawn = draw(seed_of(secrets), passed, self._plan.auditors)
+        if drawn != record.audits:
+            raise Unverified(f"round {record.number}: the auditors are not those that were drawn")
         self._report.count("draws")
-        return draw(seed_of(secrets), passed, self._plan.auditors)
+        return drawn
 
     def _check_scores(self, record: Round, audits: Mapping[int, Sequence[int]]) -> list[int]:
         """The overall scores by the rules; those of the contract too, if anybody asked it to."""

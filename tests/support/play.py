@@ -12,7 +12,16 @@ from softmax import fresh
 from flower_chain import BlockFlowSettings
 from flower_chain.keys import public_key
 from flower_chain.ledger.blockflow import Stage
-from flower_chain.records import Commitment, Retrieval, Said, Scores, SignedBy, TrainedModel, sign
+from flower_chain.records import (
+    Commitment,
+    Retrieval,
+    Said,
+    Scores,
+    SignedBy,
+    TrainedModel,
+    lot_of,
+    sign,
+)
 from flower_chain.run import BlockFlowRun
 from flower_chain.store.cid import cid_to_bytes
 from flower_chain.store.seal import seal
@@ -31,7 +40,7 @@ class Play:
     ----------
     path : Path
         The folder around the run's.
-    agents, rounds, quorum : int
+    agents, rounds, quorum, auditors : int
     where : str
         The ledger.
     """
@@ -42,6 +51,7 @@ class Play:
         agents: int = 4,
         rounds: int = 1,
         quorum: int = 0,
+        auditors: int = 0,
         where: str = "embedded",
     ) -> None:
         made = [Account.from_key(number.to_bytes(32, "big")) for number in range(1, agents + 1)]
@@ -54,6 +64,7 @@ class Play:
             bond=5.0,
             stake=1.0,
             quorum=quorum,
+            auditors=auditors,
             train_seconds=2 * SECONDS,
             stage_seconds=SECONDS,
         )
@@ -75,7 +86,6 @@ class Play:
 
     def join(self, agents: Iterable[int]) -> None:
         """Post bonds."""
-        self.run.endow()
         permits = [
             self.experiment.permit(self.run.token, self.accounts[agent], FOREVER)
             for agent in agents
@@ -94,7 +104,17 @@ class Play:
         packed = trained if inside is None else pack(inside)
         sealed = seal(packed, peers.recipients, peers.binding(draft))
         cid = cid_to_bytes(self.run.store.put(sealed))
-        return TrainedModel(agent, self.number, digest(trained), cid)
+        return TrainedModel(agent, self.number, digest(trained), cid, self.lot(agent))
+
+    def lot(self, agent: int) -> bytes:
+        """Of its secret."""
+        if not self.run.plan.auditors:
+            return bytes(32)
+        return lot_of(agent, self.number, self.secret(agent), self.experiment.domain)
+
+    def secret(self, agent: int) -> bytes:
+        """What auditors are drawn by, if they are."""
+        return bytes([agent + 1] * 32) if self.run.plan.auditors else bytes(32)
 
     def train(self, agents: Iterable[int]) -> None:
         """Submit models."""
@@ -102,14 +122,13 @@ class Play:
 
     def retrieve(self, agents: Collection[int], found: Collection[int]) -> None:
         """Report models."""
-        said = [Retrieval(agent, self.number, tuple(sorted(found))) for agent in agents]
+        said = [Retrieval(agent, self.number, tuple(found), self.secret(agent)) for agent in agents]
         self.experiment.retrieve([self.signed(each) for each in said])
 
     def scores(self, agent: int, worth: int = 1) -> Scores:
         """What an agent says: the better an agent's number, the better its model."""
-        row = [
-            worth * (30_000 + 5_000 * other + 100 * agent) for other in range(len(self.accounts))
-        ]
+        audited = self.experiment.audits()[agent]
+        row = [worth * (30_000 + 5_000 * other + 100 * agent) for other in audited]
         return Scores(agent, self.number, tuple(row), bytes([agent]) * 32)
 
     def commit(self, agents: Iterable[int], worth: int = 1) -> None:

@@ -1,8 +1,10 @@
 """A BlockFLow experiment recomputed, and every change to it found."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import closing
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Play:
-    """One to do harm to."""
-    return play_all(tmp_path)
+def play(finished: Play, tmp_path: Path) -> Play:
+    """A copy to do harm to."""
+    harmed = copy(finished)
+    harmed.path = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    return harmed
 
 
 def check(play: Play, reader: LocalAccount | None = READER) -> Report:
@@ -105,7 +109,7 @@ def test_agents_and_readers_can_check_everything(finished, number):
     report = check(finished, READER if number is None else finished.accounts[number])
     assert report.checked == {
         "contracts": 1,
-        "terms": 10,
+        "terms": 11,
         "models": 3,
         "signatures": 23,
         "openings": 7,
@@ -135,6 +139,25 @@ def test_an_experiment_through_flower_fits(tmp_path):
         *_, report = verify(run, agents.accounts[0])
     assert (report.checked["aggregates"], report.checked["signatures"]) == (2, 18)
     assert report.unchecked == [OWN_DATA]
+
+
+def drawn(path: Path) -> Play:
+    """A round of five agents that audit two models each, and in which one does not commit."""
+    play = Play(path, agents=5, auditors=2)
+    play.join(range(5))
+    play.train(range(5))
+    play.retrieve(range(5), range(5))
+    play.commit(EVERYBODY)
+    play.wait()
+    play.score(EVERYBODY)
+    play.publish()
+    return play
+
+
+def test_drawn_auditors_fit(tmp_path):
+    report = check(drawn(tmp_path))
+    assert (report.checked["draws"], report.checked["overall scores"]) == (1, 4)
+    assert report.checked["aggregates"] == 1
 
 
 @pytest.mark.parametrize("account", [OWNER, Account.create()], ids=["owner", "stranger"])
@@ -255,6 +278,7 @@ def test_a_changed_plan_is_found(play):
         ({"rounds": 3}, "rounds is 1, but the contract enforces 3"),
         ({"quorum": 2}, "quorum is 4, but the contract enforces 2"),
         ({"bond": 6 * TOKEN_UNITS}, "bond is 5000000000000000000, but"),
+        ({"auditors": 2}, "auditors is 0, but the contract enforces 2"),
         ({"stake": 0}, "stake is 1000000000000000000, but the contract enforces 0"),
         (
             {"seconds": (7, 24, 12, 12, 12, 12)},
@@ -344,6 +368,16 @@ def a_stranger(history: History) -> None:
     history.credited[stranger] = history.withdrawn[stranger] = 1
 
 
+def another_secret(history: History) -> None:
+    retrievals = history.rounds[0].retrievals
+    retrievals[1] = replace(retrievals[1], secret=bytes(32))
+
+
+def other_auditors(history: History) -> None:
+    audits = history.rounds[0].audits
+    audits[0], audits[1] = audits[1], audits[0]
+
+
 def another_bond(history: History) -> None:
     history.joined.remove(3)
 
@@ -385,6 +419,19 @@ def test_what_the_ledger_tells_wrongly_is_found(finished, monkeypatch, change, m
 
 
 @pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (another_secret, r"round 0, secret of agent 1 \(0x\w+\): not the one it had chosen before"),
+        (other_auditors, "round 0: the auditors are not those that were drawn"),
+    ],
+)
+def test_what_the_ledger_tells_wrongly_of_a_draw_is_found(tmp_path, monkeypatch, change, match):
+    play = drawn(tmp_path)
+    with_history(monkeypatch, change)
+    found(play, match)
+
+
+@pytest.mark.parametrize(
     ("function", "match"),
     [
         ("held", r"bonds: the contract holds \d+, by the refunds \d+"),
@@ -416,8 +463,8 @@ def test_what_agents_sent_themselves_needs_no_signature(tmp_path, anvil):
     give(anvil, own.address)
     play.join(OTHERS)
     models = [play.contribution(agent) for agent in OTHERS]
-    items = [(m.agent, m.digest, m.cid, s[:32], s[32:]) for m, s in map(play.signed, models)]
-    unsigned, packed = (*items[0][:3], bytes(32), bytes(32)), items[1:2]
+    items = [(m.agent, m.digest, m.cid, m.lot, s[:32], s[32:]) for m, s in map(play.signed, models)]
+    unsigned, packed = (*items[0][:4], bytes(32), bytes(32)), items[1:2]
     contract = play.run.contract
     contract.transact(own, "submit", [unsigned])
     contract.transact(OWNER, "multicall", [contract.encode("submit", packed)])
