@@ -1,14 +1,12 @@
 """A node that is asked over HTTP, with patience."""
 
 import logging
-import os
 import random
 import re
 import time
 from collections.abc import Iterator
 from threading import Lock
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import requests
 from requests.exceptions import (
@@ -18,11 +16,11 @@ from requests.exceptions import (
     Timeout,
 )
 from requests.exceptions import ConnectionError as NotConnected
-from requests.utils import requote_uri
 from web3.providers.base import JSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from flower_chain.errors import ConfigError, NodeError
+from flower_chain.endpoint import Endpoint
+from flower_chain.errors import NodeError
 from flower_chain.ledger.base import CallFailed
 
 log = logging.getLogger(__name__)
@@ -86,10 +84,9 @@ class Node(JSONBaseProvider):
 
     def __init__(self, url: str, timeout: float, patience: float) -> None:
         super().__init__()
-        self._shown = re.sub("//[^/?#]*@", "//***@", url)
-        self._url, self._secrets = _expand(url, self._shown)
-        if not _is_url(self._url):
-            raise NodeError(f"{self._shown!r} is not the URL of a node (http://... or https://...)")
+        self._endpoint = Endpoint(url)
+        if not self._endpoint.is_http:
+            raise NodeError(f"{str(self)!r} is not the URL of a node (http://... or https://...)")
         self._timeout = min(timeout, max(patience, 1.0))
         self._patience = patience
         self._session = requests.Session()
@@ -97,10 +94,10 @@ class Node(JSONBaseProvider):
         self._away_since: float | None = None
         self._lock = Lock()
         # At the level DEBUG, urllib3 logs the path of every request.
-        logging.getLogger("urllib3.connectionpool").addFilter(self._clean)
+        logging.getLogger("urllib3.connectionpool").addFilter(self._endpoint.clean)
 
     def __str__(self) -> str:
-        return self._shown
+        return str(self._endpoint)
 
     def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """What the node answers, asked as often as it takes.
@@ -130,13 +127,11 @@ class Node(JSONBaseProvider):
 
     def hide(self, text: str) -> str:
         """`text` in one line and without the secrets of the URL."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())
+        return self._endpoint.hide(text)
 
     def close(self) -> None:
         """Close the connections."""
-        logging.getLogger("urllib3.connectionpool").removeFilter(self._clean)
+        logging.getLogger("urllib3.connectionpool").removeFilter(self._endpoint.clean)
         self._session.close()
 
     def _post(self, question: bytes) -> dict[str, Any] | str:
@@ -145,7 +140,7 @@ class Node(JSONBaseProvider):
         headers = {"Content-Type": "application/json"}
         try:
             response = self._session.post(
-                self._url, question, headers=headers, timeout=(FIRST_ANSWER, wait)
+                self._endpoint.url, question, headers=headers, timeout=(FIRST_ANSWER, wait)
             )
         except NO_ANSWER as fault:
             return type(fault).__name__
@@ -197,29 +192,6 @@ class Node(JSONBaseProvider):
             return CallFailed(_revert_data(error))
         said = self.hide(_said(error))
         return Refused(f"{self} refused {method}: {said}", said)
-
-    def _clean(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = self.hide(record.getMessage()), ()
-        return True
-
-
-def _expand(url: str, shown: str) -> tuple[str, list[str]]:
-    """The URL with what the environment says, and all in it that is secret."""
-    names = re.findall(r"\$\{(\w+)\}", url)
-    for name in names:
-        if not os.environ.get(name):
-            raise ConfigError(f"{shown}: the environment variable {name} is not set")
-        url = url.replace(f"${{{name}}}", os.environ[name])
-    secrets = [os.environ[name] for name in names] + re.findall("//(?:[^/?#:]*:)?([^/?#]+)@", url)
-    return url, sorted({*secrets, *map(requote_uri, secrets)}, key=len, reverse=True)
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _pauses() -> Iterator[float]:
