@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 
 def replace(target: Path, data: bytes) -> None:
@@ -18,17 +18,32 @@ def replace(target: Path, data: bytes) -> None:
     OSError
         If it can't be written; what was there before stays.
     """
+    with replacing(target) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """The same for a file that is written piece by piece: in place once the block has ended.
+
+    If that raises, what was there before stays.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:
         with aside.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             if sys.platform == "linux":
                 # Not kept in memory too: to find room for it takes longer than to write it.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         aside.replace(target)
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)

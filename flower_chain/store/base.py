@@ -1,9 +1,15 @@
 """What every off-chain store does."""
 
+import io
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from typing import BinaryIO, Self
 
-from flower_chain.errors import Damaged
-from flower_chain.store.cid import cid_of, cid_to_bytes
+from flower_chain.errors import Damaged, TooLarge
+from flower_chain.store.cid import Hasher, cid_to_bytes
+
+PIECE_BYTES = 256 * 1024
 
 
 class Store(ABC):
@@ -25,10 +31,26 @@ class Store(ABC):
         StoreError
             If they can't be stored.
         """
-        found = cid_of(data)
+        return self.put_file(io.BytesIO(data), cid)
+
+    def put_file(self, file: BinaryIO, cid: str | None = None) -> str:
+        """:meth:`put` all that is in a file, of which only a piece is in memory at any time.
+
+        Parameters
+        ----------
+        file : BinaryIO
+            Opened for reading; it is read more than once. One of ``rich.progress.open`` shows how
+            far that is.
+        cid : str, optional
+            As for :meth:`put`, and with the same errors.
+        """
+        hasher = Hasher()
+        for piece in pieces_of(file):
+            hasher.update(piece)
+        found = hasher.cid()
         if cid not in (None, found):
-            raise Damaged(f"the {len(data)} bytes are not those of {cid}, but of {found}")
-        self._write(found, data)
+            raise Damaged(f"the {hasher.size} bytes are not those of {cid}, but of {found}")
+        self._write(found, file, hasher.size)
         return found
 
     def get(self, cid: str, limit: int | None = None) -> bytes:
@@ -39,7 +61,7 @@ class Store(ABC):
         cid : str
             What :meth:`put` returned, here or elsewhere.
         limit : int, optional
-            The most bytes that are wanted; more are refused without being read.
+            The most bytes that are wanted; when more come, the rest is not read.
 
         Raises
         ------
@@ -54,20 +76,50 @@ class Store(ABC):
         StoreError
             If they can't be read.
         """
+        data = io.BytesIO()
+        data.writelines(self.pieces(cid, limit))
+        return data.getvalue()
+
+    def pieces(self, cid: str, limit: int | None = None) -> Iterator[bytes]:
+        """What :meth:`get` gives, as it comes; only one piece is in memory at any time.
+
+        Whether the bytes are those that `cid` names is known, and told by the same errors, when the
+        last piece was taken: write them to a file that can be thrown away, as with
+        :func:`flower_chain.durable.replacing`.
+        """
         cid_to_bytes(cid)
-        data = self._read(cid, limit)
-        if (found := cid_of(data)) != cid:
-            raise Damaged(f"the {len(data)} bytes under {cid} in {self} are those of {found}")
-        return data
+        hasher = Hasher()
+        for piece in self._read(cid):
+            hasher.update(piece)
+            if limit is not None and hasher.size > limit:
+                raise TooLarge(f"{cid} in {self} has more than the {limit} bytes that are wanted")
+            yield piece
+        if (found := hasher.cid()) != cid:
+            raise Damaged(f"the {hasher.size} bytes under {cid} in {self} are those of {found}")
+
+    def close(self) -> None:  # noqa: B027 - not every store keeps something open
+        """Close what the store keeps open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @abstractmethod
     def __contains__(self, cid: str) -> bool:
         """Whether something is stored under `cid`; :meth:`get` tells if it is undamaged."""
 
     @abstractmethod
-    def _write(self, cid: str, data: bytes) -> None:
-        """Store `data`, of which `cid` is the CID: wholly or not at all, and durably."""
+    def _write(self, cid: str, file: BinaryIO, size: int) -> None:
+        """Store all `size` bytes of `file`, whose CID is `cid`: wholly or not at all, durably."""
 
     @abstractmethod
-    def _read(self, cid: str, limit: int | None) -> bytes:
-        """What is stored under `cid`, a valid CID; never more than `limit` bytes."""
+    def _read(self, cid: str) -> Iterator[bytes]:
+        """What is stored under `cid`, a valid CID, in pieces that are not large."""
+
+
+def pieces_of(file: BinaryIO) -> Iterator[bytes]:
+    """All that is in a file, from its beginning."""
+    file.seek(0)
+    return iter(partial(file.read, PIECE_BYTES), b"")

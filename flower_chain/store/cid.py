@@ -32,13 +32,54 @@ class _Node(NamedTuple):
 
 def cid_of(data: bytes) -> str:
     """The CID of `data`, as text of 59 characters."""
-    view = memoryview(data)
-    nodes = [_leaf(view[i : i + _BLOCK_BYTES]) for i in range(0, len(view) or 1, _BLOCK_BYTES)]
-    while len(nodes) > 1:
-        nodes = [
-            _parent(nodes[i : i + _LINKS_PER_NODE]) for i in range(0, len(nodes), _LINKS_PER_NODE)
-        ]
-    return _text(nodes[0].cid)
+    hasher = Hasher()
+    hasher.update(data)
+    return hasher.cid()
+
+
+class Hasher:
+    """The CID of bytes that come piece by piece, however they are cut.
+
+    Attributes
+    ----------
+    size : int
+        How many bytes have come.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._full: list[_Node] = []
+        self._block = hashlib.sha256()
+        self._block_bytes = 0
+
+    def update(self, piece: bytes) -> None:
+        """Take the next piece."""
+        view = memoryview(piece)
+        self.size += len(view)
+        while view:
+            part = view[: _BLOCK_BYTES - self._block_bytes]
+            view = view[len(part) :]
+            self._block.update(part)
+            self._block_bytes += len(part)
+            if self._block_bytes == _BLOCK_BYTES:
+                self._full.append(self._leaf())
+                self._block, self._block_bytes = hashlib.sha256(), 0
+
+    def cid(self) -> str:
+        """The CID of all that has come."""
+        nodes = self._full.copy()
+        if self._block_bytes or not nodes:
+            nodes.append(self._leaf())
+        while len(nodes) > 1:
+            nodes = [
+                _parent(nodes[i : i + _LINKS_PER_NODE])
+                for i in range(0, len(nodes), _LINKS_PER_NODE)
+            ]
+        return _text(nodes[0].cid)
+
+    def _leaf(self) -> _Node:
+        cid = _head(_RAW) + self._block.digest()
+        return _Node(cid, self._block_bytes, self._block_bytes)
 
 
 def cid_to_bytes(cid: str) -> bytes:
@@ -82,10 +123,6 @@ def _text(binary: bytes) -> str:
 
 def _head(codec: int) -> bytes:
     return bytes([1, codec]) + _SHA2_256
-
-
-def _leaf(block: memoryview) -> _Node:
-    return _Node(_head(_RAW) + hashlib.sha256(block).digest(), len(block), len(block))
 
 
 def _parent(children: Sequence[_Node]) -> _Node:

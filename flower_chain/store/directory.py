@@ -1,11 +1,13 @@
 """A store in a directory: one file per CID."""
 
-import os
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
-from flower_chain.durable import replace, sync_directory
-from flower_chain.errors import NotStored, StoreError, TooLarge
-from flower_chain.store.base import Store
+from flower_chain.durable import replacing, sync_directory
+from flower_chain.errors import NotStored, StoreError
+from flower_chain.store.base import Store, pieces_of
 from flower_chain.store.cid import cid_to_bytes
 
 
@@ -47,33 +49,32 @@ class DirectoryStore(Store):
         cid_to_bytes(cid)
         return (self.path / cid).is_file()
 
-    def _write(self, cid: str, data: bytes) -> None:
+    def _write(self, cid: str, file: BinaryIO, size: int) -> None:
         target = self.path / cid
         try:
             # A damaged file is not equal, and so is mended.
-            if _holds(target, data):
+            if _holds(target, file):
                 sync_directory(self.path)
             else:
-                replace(target, data)
+                with replacing(target) as copy:
+                    copy.writelines(pieces_of(file))
         except OSError as error:
-            raise StoreError(f"can't store {len(data)} bytes as {target}: {error}") from error
+            raise StoreError(f"can't store {size} bytes as {target}: {error}") from error
 
-    def _read(self, cid: str, limit: int | None) -> bytes:
+    def _read(self, cid: str) -> Iterator[bytes]:
         source = self.path / cid
         try:
             with source.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if limit is not None and size > limit:
-                    raise TooLarge(f"{source} has {size} bytes; at most {limit} are wanted")
-                return file.read(size)
+                yield from pieces_of(file)
         except FileNotFoundError as error:
             raise NotStored(f"nothing is stored under {cid} in {self.path}") from error
         except OSError as error:
             raise StoreError(f"can't read {source}: {error}") from error
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _holds(path: Path, file: BinaryIO) -> bool:
     try:
-        return path.stat().st_size == len(data) and path.read_bytes() == data
+        with path.open("rb") as stored:
+            return all(a == b for a, b in zip_longest(pieces_of(stored), pieces_of(file)))
     except FileNotFoundError:
         return False

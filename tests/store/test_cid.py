@@ -1,4 +1,5 @@
 import hashlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from flower_chain.errors import FormatError
 from flower_chain.store import cid_from_bytes, cid_of, cid_to_bytes
+from flower_chain.store.cid import Hasher
 
 HELLO = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
 
@@ -35,6 +37,20 @@ def test_the_cid_of_hello_world_is_the_one_all_of_ipfs_knows() -> None:
 @pytest.mark.parametrize("size", GOLDEN)
 def test_the_cid_is_the_one_that_ipfs_gives(size: int, stream: bytes) -> None:
     assert cid_of(stream[:size]) == GOLDEN[size]
+
+
+@given(
+    st.integers(-1, 1).map(lambda more: 262_144 * 3 + more),
+    st.lists(st.integers(0, 262_144 * 3 + 1), max_size=8),
+)
+def test_it_does_not_matter_how_the_bytes_are_cut(
+    stream: bytes, size: int, cuts: list[int]
+) -> None:
+    hasher = Hasher()
+    for begin, end in pairwise(sorted({0, size, *(cut for cut in cuts if cut < size)})):
+        hasher.update(stream[begin:end])
+    assert hasher.size == size
+    assert hasher.cid() == cid_of(stream[:size])
 
 
 @given(st.binary(max_size=100))

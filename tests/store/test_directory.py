@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flower_chain.errors import Damaged, FormatError, NotStored, StoreError
+from flower_chain.errors import Damaged, FormatError, NotStored, StoreError, TooLarge
 from flower_chain.store import DirectoryStore, cid_of
 
 DATA = b"an update"
@@ -98,11 +98,11 @@ def test_putting_again_mends_a_damaged_file(store: DirectoryStore) -> None:
     assert store.get(CID) == DATA
 
 
-def test_more_than_the_limit_is_refused_unread(store: DirectoryStore) -> None:
+def test_more_than_the_limit_is_refused(store: DirectoryStore) -> None:
     store.put(DATA)
     assert store.get(CID, limit=len(DATA)) == DATA
     (store.path / CID).write_bytes(b"not even the right bytes")
-    with pytest.raises(StoreError, match="has 24 bytes; at most 9"):
+    with pytest.raises(TooLarge, match="more than the 9 bytes"):
         store.get(CID, limit=len(DATA))
 
 

@@ -3,11 +3,11 @@
 import os
 import secrets
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from errno import ENOSPC, EROFS
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -399,16 +399,16 @@ def test_a_store_that_can_not_be_written_ends_the_run_and_nothing_is_lost(
     tmp_path: Path, undisturbed: Outcome, monkeypatch: pytest.MonkeyPatch, errno: int
 ) -> None:
     federation = four(tmp_path)
-    replaced, written = durable.replace, []
+    replacing, written = durable.replacing, []
 
-    def failing(target: Path, data: bytes) -> None:
+    def failing(target: Path) -> AbstractContextManager[BinaryIO]:
         written.append(target)
         if len(written) == 9:
             raise OSError(errno, os.strerror(errno), str(target))
-        replaced(target, data)
+        return replacing(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "replace", failing)
+        patch.setattr(directory, "replacing", failing)
         with pytest.raises(StoreError, match=f"can't store .*{os.strerror(errno)}"):
             federation.run(rounds=ROUNDS)
 
