@@ -54,7 +54,7 @@ test-contracts: contracts/node_modules/done
 	    --report lcov --report-file out/coverage.lcov >/dev/null
 	$(PYTHON) .ci/coverage.py $(COVERED) contracts/out/coverage.lcov
 
-test-python: .venv/done contracts/node_modules/done
+test-python: .venv/done contracts/node_modules/done tests/ipfs/node_modules/done
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "slow or not slow" --durations=10 \
 	    --cov=flower_chain --cov-branch --cov-report=lcov:.coverage.lcov
 	$(PYTHON) .ci/coverage.py $(COVERED) .coverage.lcov
@@ -77,6 +77,11 @@ contracts/node_modules/done: contracts/package-lock.json
 	cd contracts && npm install --no-save --ignore-scripts --no-audit --no-fund
 	touch $@
 
+# its native parts come ready-made, or it does without them
+tests/ipfs/node_modules/done: tests/ipfs/package-lock.json
+	cd tests/ipfs && npm install --no-save --ignore-scripts --no-audit --no-fund
+	touch $@
+
 clean:
-	rm -rf .venv .venv-slither contracts/node_modules contracts/out contracts/cache runs dist
+	rm -rf .venv .venv-slither contracts/node_modules tests/ipfs/node_modules contracts/out contracts/cache runs dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.lcov

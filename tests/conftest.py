@@ -1,17 +1,20 @@
 """What tests of several parts of the package need."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from js_ipfs import JsIpfs, NotInstalledError
 from web3 import HTTPProvider, Web3
 from web3.types import RPCEndpoint
 
@@ -99,6 +102,28 @@ def start_anvil() -> Iterator[Callable[..., Anvil]]:
     yield start
     for node in started:
         node.stop()
+
+
+@pytest.fixture(scope="session")
+def ipfs_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JsIpfs, JsIpfs]]:
+    """Two real IPFS nodes that exchange blocks and live as long as the tests."""
+    folder = tmp_path_factory.mktemp("ipfs")
+    try:
+        near, far = JsIpfs(folder / "near"), JsIpfs(folder / "far")
+    except NotInstalledError as fault:
+        pytest.fail(f"{fault}: run `make test`", False)
+    with near, far:
+        near.connect(far)
+        yield near, far
+
+
+@pytest.fixture
+def start_ipfs(tmp_path: Path) -> Iterator[Callable[..., JsIpfs]]:
+    """Starts IPFS nodes that live as long as one test."""
+    with ExitStack() as nodes:
+        yield lambda *inside: nodes.enter_context(
+            JsIpfs(tmp_path / f"ipfs-{secrets.token_hex(4)}", inside)
+        )
 
 
 @pytest.fixture(params=["embedded", "jsonrpc"])

@@ -28,6 +28,7 @@ FORBIDDEN = {
         "flower_chain.ledger",
         "flower_chain.store",
     },
+    "endpoint": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
     "examiner": {"flwr", "web3"},
     "keys": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
     "run": {"flwr", "flower_chain.strategy", "flower_chain.client"},
