@@ -31,7 +31,9 @@ class Store(ABC):
         StoreError
             If they can't be stored.
         """
-        return self.put_file(io.BytesIO(data), cid)
+        # Closed, it lets go of the data, whoever may still hold it.
+        with io.BytesIO(data) as file:
+            return self.put_file(file, cid)
 
     def put_file(self, file: BinaryIO, cid: str | None = None) -> str:
         """:meth:`put` all that is in a file, of which only a piece is in memory at any time.

@@ -9,7 +9,15 @@ from typing import Any, BinaryIO, TypeVar
 from flower_chain.errors import ConfigError, NotStored, StoreError
 from flower_chain.store.base import Store
 from flower_chain.store.cid import cid_to_bytes
-from flower_chain.store.rpc import HttpRpc, NoConnection, Options, Refused, Rpc, Silence
+from flower_chain.store.rpc import (
+    MOST_SHOWN,
+    HttpRpc,
+    NoConnection,
+    Options,
+    Refused,
+    Rpc,
+    Silence,
+)
 from flower_chain.waiting import pauses
 
 Answer = TypeVar("Answer")
@@ -163,7 +171,10 @@ class IpfsStore(Store):
         self._check_quota(cid, size)
         added = self._insist(lambda: self._rpc.add(file, ADD))
         if added.get("Hash") != cid:
-            raise StoreError(f"{self} was given the {size} bytes of {cid}, and answered {added}")
+            raise StoreError(
+                f"{self} was given the {size} bytes of {cid}, and answered "
+                f"{str(added)[:MOST_SHOWN]}"
+            )
         with _unless("already has entry"):
             self._insist(
                 lambda: self._rpc.ask(

@@ -17,6 +17,9 @@ Options = Mapping[str, str | int | bool]
 MOST_ANSWERED = 2**26
 """Bytes that an answer may have, unless it is a file."""
 
+MOST_SHOWN = 300
+"""Characters of what a node wrote in an error."""
+
 
 class NoConnection(StoreError):
     """No node can be reached, or the connection to it broke; it may be asked again."""
@@ -86,10 +89,10 @@ class Rpc(ABC):
         )
 
     def _silence(self, command: str) -> Silence:
-        return Silence(f"{self} said nothing for {self.timeout:g} s when asked to {command}")
+        return Silence(f"{self} sent nothing for {self.timeout:g} s ({command})")
 
     def _refused(self, command: str, said: str) -> Refused:
-        return Refused(f"{self} refused to {command}: {said}", said)
+        return Refused(f"{self} refused {command}: {said[:MOST_SHOWN]}", said)
 
     def _not_rpc(self, command: str, said: object) -> StoreError:
         return StoreError(
@@ -194,5 +197,5 @@ class HttpRpc(Rpc):
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise self._not_rpc(command, self._endpoint.hide(repr(bytes(content[:80]))))
+            raise self._not_rpc(command, self._endpoint.hide(repr(bytes(content[:MOST_SHOWN]))))
         return answer

@@ -1,5 +1,6 @@
 """What every store does."""
 
+import gc
 import io
 import os
 import secrets
@@ -123,6 +124,17 @@ def test_memory_does_not_grow_with_the_file(store: Store, tmp_path: Path) -> Non
         cid = store.put_file(file)
         assert peak_memory(lambda: store.put_file(file)) < size / 4
     assert peak_memory(lambda: [len(piece) for piece in store.pieces(cid)]) < size / 4
+
+
+def test_what_was_put_or_got_is_not_kept_in_memory(store: Store) -> None:
+    size = 20_000_000
+    gc.disable()  # cycles of references would be kept until it runs
+    tracemalloc.start()
+    store.get(store.put(bytes(size)))
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    gc.enable()
+    assert left < size / 4
 
 
 def peak_memory(work: Callable[[], object]) -> int:
