@@ -22,8 +22,9 @@ from flower_chain.store.rpc import HttpRpc, NoConnection
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT = 4.0
 MINUTE = 60.0
+HASTE = 4.0
+"""Seconds, where nothing is to come."""
 
 SMALL_DISK = """
 cd "$IPFS_PATH" && cp -a blocks before && mount -t tmpfs -o size=8m tmpfs blocks &&
@@ -34,7 +35,7 @@ Start = Callable[..., JsIpfs]
 
 
 def store_on(
-    node: JsIpfs, folder: str = "", timeout: float = TIMEOUT, **options: float
+    node: JsIpfs, folder: str = "", timeout: float = MINUTE, **options: float
 ) -> IpfsStore:
     """A store with a folder of its own."""
     return IpfsStore(HttpRpc(node.url, timeout), folder or f"/{secrets.token_hex(8)}", **options)
@@ -81,13 +82,16 @@ def test_what_one_node_has_another_gets(near: IpfsStore, far: IpfsStore) -> None
     assert far.stored() == {}
 
 
-def test_what_no_node_has_is_not_waited_for_longer_than_told(far: IpfsStore) -> None:
+def test_what_no_node_has_is_not_waited_for_longer_than_told(
+    ipfs_nodes: tuple[JsIpfs, JsIpfs],
+) -> None:
+    far = store_on(ipfs_nodes[1], timeout=HASTE)
     for missing in (cid_of(os.urandom(9)), cid_of(os.urandom(300_000))):
         begun = time.monotonic()
         with pytest.raises(NotStored, match=f"0 bytes of {missing} came.* nothing for 4 s"):
             far.get(missing)
         assert missing not in far
-        assert time.monotonic() - begun < 2 * TIMEOUT + 1
+        assert time.monotonic() - begun < 2 * HASTE + 3
 
 
 @pytest.mark.parametrize(
@@ -144,11 +148,12 @@ def test_garbage_is_what_no_store_on_the_node_holds(start_ipfs: Start) -> None:
     one.keep_only([])
     node.ask("repo/gc")
     assert other.get(cid) == shared
-    assert gone not in other
+    hasty = store_on(node, timeout=HASTE)
+    assert gone not in hasty
 
     other.unpin(cid)
     node.ask("repo/gc")
-    assert cid not in one
+    assert cid not in hasty
 
 
 def test_a_store_knows_its_own_after_a_restart(near: IpfsStore, ipfs_nodes) -> None:
@@ -207,7 +212,7 @@ def test_a_node_that_stays_away_is_an_error_after_the_patience(start_ipfs: Start
         begun = time.monotonic()
         with pytest.raises(NoConnection, match="no IPFS node answers"):
             work()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 10
 
 
 def test_a_node_killed_while_it_sends_goes_on_where_it_was(start_ipfs: Start) -> None:
@@ -260,7 +265,7 @@ class Upload(io.BytesIO):
 def test_a_peer_killed_while_blocks_come_from_it(start_ipfs: Start) -> None:
     node, peer = start_ipfs(), start_ipfs()
     data = os.urandom(20_000_000)
-    cid = store_on(peer, timeout=MINUTE).put(data)
+    cid = store_on(peer).put(data)
     connected = threading.Event()
     wire = threading.Thread(target=carry, args=(node, peer, connected, len(data) // 2))
     wire.start()
@@ -271,7 +276,7 @@ def test_a_peer_killed_while_blocks_come_from_it(start_ipfs: Start) -> None:
 
     peer.start()
     node.connect(peer)
-    assert store_on(node, timeout=MINUTE).get(cid) == data
+    assert store_on(node).get(cid) == data
 
 
 def carry(node: JsIpfs, peer: JsIpfs, connected: threading.Event, limit: int) -> None:

@@ -25,13 +25,16 @@ DATA = os.urandom(600_000)
 CID = cid_of(DATA)
 
 
-def by_http(node: JsIpfs) -> Rpc:
-    return HttpRpc(node.url, timeout=5)
+def by_http(node: JsIpfs, timeout: float) -> Rpc:
+    return HttpRpc(node.url, timeout)
 
 
-def by_client(node: JsIpfs) -> Rpc:
+def by_client(node: JsIpfs, timeout: float) -> Rpc:
     port = node.url.rpartition(":")[2]
-    return ClientRpc(ipfshttpclient.Client(f"/ip4/127.0.0.1/tcp/{port}"), timeout=5)
+    return ClientRpc(ipfshttpclient.Client(f"/ip4/127.0.0.1/tcp/{port}"), timeout)
+
+
+Open = Callable[[float], Store]
 
 
 @pytest.fixture(
@@ -41,15 +44,27 @@ def by_client(node: JsIpfs) -> Rpc:
         pytest.param(by_client, id="ipfshttpclient", marks=pytest.mark.slow),
     ]
 )
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Each store of the package, empty."""
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens each store of the package, the same one always."""
     if request.param == "directory":
-        opened: Store = DirectoryStore(tmp_path / "store")
-    else:
-        rpc: Callable[[JsIpfs], Rpc] = request.param
-        near, _ = request.getfixturevalue("ipfs_nodes")
-        opened = IpfsStore(rpc(near), folder=f"/test/{secrets.token_hex(8)}")
-    with opened:
+        return lambda _: DirectoryStore(tmp_path / "store")
+    rpc: Callable[[JsIpfs, float], Rpc] = request.param
+    near, _ = request.getfixturevalue("ipfs_nodes")
+    folder = f"/test/{secrets.token_hex(8)}"
+    return lambda timeout: IpfsStore(rpc(near, timeout), folder)
+
+
+@pytest.fixture
+def store(open_store: Open) -> Iterator[Store]:
+    """An empty store."""
+    with open_store(60) as opened:
+        yield opened
+
+
+@pytest.fixture
+def hasty(open_store: Open) -> Iterator[Store]:
+    """The same store, for what it does not have: it soon stops looking for it."""
+    with open_store(4) as opened:
         yield opened
 
 
@@ -67,19 +82,19 @@ def test_no_bytes_can_be_stored_too(store: Store) -> None:
     assert store.get(store.put(b"")) == b""
 
 
-def test_bytes_of_another_cid_than_expected_are_not_stored(store: Store) -> None:
+def test_bytes_of_another_cid_than_expected_are_not_stored(store: Store, hasty: Store) -> None:
     assert store.put(DATA, CID) == CID
     other = os.urandom(7)
     with pytest.raises(Damaged, match=f"the 7 bytes are not those of {CID}"):
         store.put(other, CID)
-    assert cid_of(other) not in store
+    assert cid_of(other) not in hasty
 
 
-def test_what_is_not_stored_says_so(store: Store) -> None:
+def test_what_is_not_stored_says_so(hasty: Store) -> None:
     cid = cid_of(os.urandom(8))
-    assert cid not in store
+    assert cid not in hasty
     with pytest.raises(NotStored, match=cid):
-        store.get(cid)
+        hasty.get(cid)
 
 
 def test_contains_tells_what_is_stored(store: Store) -> None:
