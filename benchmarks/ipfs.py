@@ -261,7 +261,8 @@ HEADING = """# What the IPFS store costs
 Made by `python benchmarks/ipfs.py` on {cores} cores, with a node ({node}) on the same machine;
 every time is the median of {rounds}. Store and curl take turns, each with new bytes, from a file
 and to a file. The store computes the CID first, lists what it has put, and compares what comes with
-the CID; curl does nothing of that, but has to start.
+the CID; curl does nothing of that, but has to start. The machine's load (1 for each busy core) was
+{load:.1f} in the end.
 """
 
 
@@ -294,7 +295,10 @@ def main(
         console.print(table.rich())
     out.mkdir(parents=True, exist_ok=True)
     heading = HEADING.format(
-        cores=os.cpu_count(), rounds=rounds, node=version if node else f"js-ipfs, core {version}"
+        cores=os.cpu_count(),
+        rounds=rounds,
+        node=version if node else f"js-ipfs, core {version}",
+        load=os.getloadavg()[0],
     )
     (out / "ipfs.md").write_text("\n".join([heading, *(table.markdown() for table in tables)]))
     if json is not None:
