@@ -6,14 +6,23 @@ and an ArrayRecord under :data:`MODELS` the sealed models.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
+from eth_utils.address import is_checksum_address
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from flower_chain.errors import FormatError
-from flower_chain.records import BondPermit, Commitment, Retrieval, Scores, TrainedModel
+from flower_chain.records import (
+    Aggregate,
+    BondPermit,
+    Commitment,
+    Retrieval,
+    Scores,
+    TrainedModel,
+)
 from flower_chain.rules.blockflow import MAX_AGENTS, ONE
 
 AUDIT = "query.flower_chain_audit"
@@ -27,10 +36,13 @@ RECORDS = (STAGE, SAID, MODELS)
 JOIN, RETRIEVE, COMMIT, REVEAL, AGGREGATE = "join", "retrieve", "commit", "reveal", "aggregate"
 """What an agent can be asked."""
 
+NUMBER = re.compile("[0-9]{1,78}")
+"""As many digits as 256 bits have."""
+
 SIZES = {"cid": (36,), "signature": (0, 64)}
 """Bytes of what is not a word of 32."""
 
-Item = TypeVar("Item", TrainedModel, Retrieval, Commitment, Scores)
+Item = TypeVar("Item", TrainedModel, Retrieval, Commitment, Scores, Aggregate)
 
 
 def write_stage(stage: str, **told: str | int | bytes) -> ConfigRecord:
@@ -57,9 +69,13 @@ def read_permit(record: ConfigRecord) -> BondPermit:
     numbers = [field.name for field in fields(BondPermit) if field.type is int]
     if not all(isinstance(text, str) for text in texts.values()):
         raise FormatError(f"not a permit: {texts}")
-    if not all(str(texts[name]).isdecimal() for name in numbers):
+    if not all(NUMBER.fullmatch(str(texts[name])) for name in numbers):
         raise FormatError(f"not a permit: one of {numbers} is no number")
     values: dict[str, Any] = texts | {name: int(str(texts[name])) for name in numbers}
+    if any(values[name] >= 2**256 for name in numbers):
+        raise FormatError(f"not a permit: one of {numbers} is too large")
+    if not all(is_checksum_address(texts[name]) for name in ("token", "owner", "spender")):
+        raise FormatError("not a permit: token, owner and spender must be checksum addresses")
     return BondPermit(**values)
 
 
@@ -97,10 +113,13 @@ def write_models(sealed: Sequence[tuple[int, bytes]]) -> ArrayRecord:
 def read_models(content: RecordDict) -> dict[int, bytes]:
     """The sealed models in a message, by agent."""
     found = content.array_records.get(MODELS, ArrayRecord())
-    return {int(name): array.data for name, array in found.items() if name.isdecimal()}
+    names = {str(agent): agent for agent in range(MAX_AGENTS)}
+    return {names[name]: array.data for name, array in found.items() if name in names}
 
 
 def _read(kind: type[Item], text: str) -> tuple[Item, bytes]:
+    if text.count("{") > 1 or text.count("[") > 1:
+        raise FormatError("not what an agent says: too deep")  # json.loads overflows on deep ones
     try:
         values = json.loads(text)
         signature = _value("signature", bytes, values.pop("signature"))
@@ -109,7 +128,7 @@ def _read(kind: type[Item], text: str) -> tuple[Item, bytes]:
         read = {
             field.name: _value(field.name, field.type, values[field.name]) for field in fields(kind)
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
         raise FormatError(f"not what an agent says of {kind.__name__}: {fault}") from fault
     return kind(**read), signature
 

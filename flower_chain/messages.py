@@ -67,8 +67,24 @@ class Request(Generic[Terms]):
 
 
 def views(record: ArrayRecord) -> Arrays:
-    """The arrays of a record: what ``numpy()`` gives for each, but not copied and read-only."""
-    return {key: _view(array) for key, array in record.items()}
+    """The arrays of a record: what ``numpy()`` gives for each, but not copied and read-only.
+
+    Raises
+    ------
+    FormatError
+        If there are bytes in it that are not an array.
+    """
+    try:
+        return {key: _view(array) for key, array in record.items()}
+    except (ValueError, TypeError) as fault:
+        raise FormatError(f"not an array: {fault}") from fault
+
+
+def read_model(content: RecordDict) -> Arrays:
+    """The model in a message, or FormatError if there is not one."""
+    if len(content.array_records) != 1:
+        raise FormatError(f"{len(content.array_records)} ArrayRecords: there must be one")
+    return views(next(iter(content.array_records.values())))
 
 
 def write_domain(domain: Domain) -> ConfigRecord:
@@ -82,7 +98,10 @@ def read_domain(content: RecordDict) -> Domain:
     contract = _get(record, "contract", str)
     if not is_checksum_address(contract):
         raise FormatError(f"contract = {contract!r} is not a checksum address")
-    return Domain(_get(record, "chain-id", int), contract)
+    chain_id = _get(record, "chain-id", int)
+    if chain_id < 0:
+        raise FormatError(f"chain-id = {chain_id}: it must not be negative")
+    return Domain(chain_id, contract)
 
 
 def write_request(
@@ -106,7 +125,7 @@ def read_request(content: RecordDict, kind: type[Terms]) -> Request[Terms]:
     """The task in a message, under a plan of this kind, or FormatError."""
     record = _record(content)
     plan = kind.from_json(_get(record, "plan", str))
-    task = Task(_get(record, "version", int), _get(record, "model-digest", bytes), plan.digest)
+    task = Task(_uint32(record, "version"), _sized(record, "model-digest", 32), plan.digest)
     return Request(task, _get(record, "signature", bytes), read_domain(content), plan)
 
 

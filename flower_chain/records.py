@@ -414,7 +414,29 @@ class Commitment:
         return domain.encode("Commitment", types, {"round": self.round, "commitment": self.digest})
 
 
-Said = TypeVar("Said", TrainedModel, Retrieval, Commitment)
+@dataclass(frozen=True)
+class Aggregate:
+    """What a BlockFLow agent signs for the model that a round ended with.
+
+    Parameters
+    ----------
+    agent : int
+    round : int
+    digest : bytes
+        SHA-256 of its canonical bytes.
+    """
+
+    agent: int
+    round: int
+    digest: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the agent signs."""
+        types = [{"name": "round", "type": "uint32"}, {"name": "digest", "type": "bytes32"}]
+        return domain.encode("Aggregate", types, {"round": self.round, "digest": self.digest})
+
+
+Said = TypeVar("Said", TrainedModel, Retrieval, Commitment, Aggregate)
 SignedBy = tuple[Said, bytes]
 """What an agent said, and its signature."""
 
