@@ -8,7 +8,7 @@ from eth_account.signers.local import LocalAccount
 from flower_chain.errors import FormatError
 from flower_chain.keys import address_of
 from flower_chain.plan import BlockFlowPlan
-from flower_chain.records import Commitment, Domain, Retrieval, TrainedModel, recover
+from flower_chain.records import Aggregate, Commitment, Domain, Retrieval, TrainedModel, recover
 from flower_chain.store.cid import cid_from_bytes, cid_of
 from flower_chain.store.seal import sealed_bytes, unseal
 from flower_chain.updates import Format, check_finite, digest, unpack
@@ -77,7 +77,9 @@ class Peers:
         """The agents' accounts, by number."""
         return [address_of(key) for key in self.keys]
 
-    def is_signed(self, said: TrainedModel | Retrieval | Commitment, signature: bytes) -> bool:
+    def is_signed(
+        self, said: TrainedModel | Retrieval | Commitment | Aggregate, signature: bytes
+    ) -> bool:
         """Whether `signature` is that of the agent that `said` names."""
         if not 0 <= said.agent < len(self.keys):
             return False

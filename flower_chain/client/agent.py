@@ -17,6 +17,7 @@ from flower_chain.peers import Peers
 from flower_chain.plan import BlockFlowPlan
 from flower_chain.records import (
     TOKEN_UNITS,
+    Aggregate,
     Commitment,
     Retrieval,
     Scores,
@@ -200,11 +201,10 @@ class Agent:
         return found
 
     def _tell_aggregate(self, content: RecordDict) -> RecordDict:
-        """The digest of the model that the round ended with; if that is asked for, the model."""
+        """What the model is that the round ended with; if that is asked for, the model."""
         told = audit_messages.read_stage(content)
         arrays = self._aggregate(self._round, content)
-        answer = audit_messages.write_stage("aggregate", digest=digest_of(arrays))
-        reply = RecordDict({audit_messages.STAGE: answer})
+        reply = _said(*self._auditor.tell(self._round, arrays))
         if key := told.get("arrays-key"):
             reply[str(key)] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
         return reply
@@ -217,7 +217,7 @@ def _contribution(said: tuple[TrainedModel, bytes], sealed: bytes) -> RecordDict
 
 
 def _said(
-    item: TrainedModel | Retrieval | Commitment | Scores, signature: bytes = b""
+    item: TrainedModel | Retrieval | Commitment | Scores | Aggregate, signature: bytes = b""
 ) -> RecordDict:
     return RecordDict({audit_messages.SAID: audit_messages.write_said([(item, signature)])})
 

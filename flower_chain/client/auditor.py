@@ -30,6 +30,7 @@ from flower_chain import durable
 from flower_chain.errors import FormatError, SealError, TaskRefused
 from flower_chain.peers import Peers
 from flower_chain.records import (
+    Aggregate,
     Commitment,
     Retrieval,
     Said,
@@ -402,6 +403,10 @@ class Auditor:
         if not any(overall):
             return dict(received)
         return weighted_mean([self._model(number, agent) for agent in live], overall)
+
+    def tell(self, number: int, aggregate: Arrays) -> SignedBy[Aggregate]:
+        """What the agent says of the model that it computed."""
+        return self._signed(Aggregate(self.number, number, digest_of(aggregate)))
 
     def check(self, expected: Arrays, received: Arrays) -> None:
         """Refuse to train on another model than the one that the agent computed.

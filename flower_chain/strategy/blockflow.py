@@ -21,6 +21,8 @@ from flower_chain.plan import BlockFlowPlan
 from flower_chain.records import (
     NOBODY,
     TOKEN_UNITS,
+    Aggregate,
+    BondPermit,
     Commitment,
     Domain,
     Hello,
@@ -29,6 +31,7 @@ from flower_chain.records import (
     SignedBy,
     Task,
     TrainedModel,
+    recover,
     sign,
 )
 from flower_chain.rules.blockflow import ONE
@@ -41,7 +44,7 @@ from flower_chain.updates import Arrays, Format
 
 Item = TypeVar("Item")
 Other = TypeVar("Other")
-Kind = TypeVar("Kind", TrainedModel, Retrieval, Commitment)
+Kind = TypeVar("Kind", TrainedModel, Retrieval, Commitment, Aggregate)
 
 SLACK = 5.0
 """Seconds after a deadline in which a chain should have made a block."""
@@ -268,22 +271,26 @@ class BlockFlow(LedgerStrategy):
         experiment, contract = run.experiment, run.contract.address
         deadline = experiment.progress.deadline
 
+        permits: dict[int, BondPermit] = {}
+
         def content(agent: int) -> RecordDict:
             account = experiment.agents[agent]
-            permit = experiment.bond_permit(run.token, account, deadline)
-            told = audit_messages.write_permit(permit)
+            permits[agent] = experiment.bond_permit(run.token, account, deadline)
+            told = audit_messages.write_permit(permits[agent])
             asked = self._question(audit_messages.JOIN, **told)
             asked[self._arrays_key] = record_of(self._received)
             return asked
 
         def read(agent: int, answer: RecordDict) -> Permit:
             signature = audit_messages.read_stage(answer).get("signature")
-            if not isinstance(signature, bytes) or len(signature) != 64:
-                raise FormatError("no permit of 64 bytes")
+            if not isinstance(signature, bytes):
+                raise FormatError("no permit")
+            if recover(permits[agent].encode(), signature) != experiment.agents[agent]:
+                raise FormatError("a permit that it did not sign")
             return Permit(agent, deadline, signature)
 
-        def relay(permits: Mapping[int, Permit]) -> list[Rejection]:
-            return experiment.join(list(permits.values()))
+        def relay(signed: Mapping[int, Permit]) -> list[Rejection]:
+            return experiment.join(list(signed.values()))
 
         allowed = {
             agent: Permit(agent)
@@ -422,7 +429,7 @@ class BlockFlow(LedgerStrategy):
         while (left := until - time.time()) > 0:
             missing = [agent for agent in live if agent not in told]
             answers = self._ask(missing, lambda _: content, left / 2)
-            told |= self._read(answers, _digest_in)
+            told |= self._read(answers, lambda a, r: self._signed(a, r, Aggregate)[0].digest)
             digest, votes = Counter(told.values()).most_common(1)[0] if told else (b"", 0)
             if 2 * votes > len(live):
                 agreeing = [agent for agent in told if told[agent] == digest]
@@ -438,7 +445,7 @@ class BlockFlow(LedgerStrategy):
     def _fetch(
         self, content: RecordDict, agents: Sequence[int], digest: bytes, until: float
     ) -> Arrays:
-        """The model with this digest, from one of the agents that have it, in time."""
+        """The model with this digest, from the first of the agents that say so, or any other."""
         asked = RecordDict(dict(content))
         stage = audit_messages.write_stage(
             audit_messages.AGGREGATE, **{"arrays-key": self._arrays_key}
@@ -446,16 +453,15 @@ class BlockFlow(LedgerStrategy):
         asked[audit_messages.STAGE] = stage
 
         def read(_agent: int, answer: RecordDict) -> Arrays:
-            (record,) = answer.array_records.values()
-            arrays = numpy_of(record)
+            arrays = messages.read_model(answer)
             self._run.plan.model.check(arrays)
             if (found := updates.digest_of(arrays)) != digest:
                 raise FormatError(f"a model with digest {found.hex()}, not {digest.hex()}")
             return arrays
 
-        for agent in agents:
-            timeout = max(until - time.time(), 1) / 2
-            for arrays in self._read(self._ask([agent], lambda _: asked, timeout), read).values():
+        for some in (agents[:1], agents[1:]):
+            answers = self._ask(some, lambda _: asked, max(until - time.time(), 1) / 2)
+            for arrays in self._read(answers, read).values():
                 return arrays
         raise RunEnded(f"no agent gave the model with digest {digest.hex()}")
 
