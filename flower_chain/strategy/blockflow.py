@@ -491,11 +491,12 @@ class BlockFlow(LedgerStrategy):
                 self._advance(progress)
                 continue
             items = self._read(self._ask(progress.awaited, content, left / 2, kind), read)
-            for rejection in self._in_time(partial(relay, items), []) if items else ():
+            rejections = self._in_time(partial(relay, items), []) if items else []
+            for rejection in rejections:
                 log(WARNING, "Agent %d: the contract says %s", rejection.agent, rejection.fault)
             if over(set(progress.live)):
                 break
-            if not items:
+            if len(items) == len(rejections):
                 self._wait(progress)
         log(INFO, "Stage %s is over: %d agents are left", stage, len(experiment.progress.live))
 
