@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from flower_chain import audit_messages, messages, updates
-from flower_chain.errors import ConfigError, FormatError, Reverted, RunEnded
+from flower_chain.errors import ConfigError, FormatError, Reverted, RunEnded, StoreError
 from flower_chain.ledger.blockflow import Permit, Progress, Rejection, Stage
 from flower_chain.messages import Request
 from flower_chain.plan import BlockFlowPlan
@@ -324,40 +324,51 @@ class BlockFlow(LedgerStrategy):
             return model, signature
 
         def relay(models: Mapping[int, SignedBy[TrainedModel]]) -> list[Rejection]:
-            said.models |= models
-            return run.experiment.submit(list(models.values()))
+            rejections = run.experiment.submit(list(models.values()))
+            said.models |= _accepted(models, rejections)
+            return rejections
 
         self._let_act(Stage.TRAIN, lambda _: self._task, read, relay, MessageType.TRAIN)
 
     def _retrieve(self, said: _Round) -> None:
         run = self._run
+        self._catch_up(said, said.models)
         content = self._question(audit_messages.RETRIEVE)
         content[audit_messages.SAID] = audit_messages.write_said(said.models.values())
         progress = run.experiment.progress
         if progress.stage is Stage.RETRIEVE:
             sealed = [
-                (agent, run.store.get(cid_from_bytes(model.cid)))
-                for agent, (model, _) in sorted(said.models.items())
+                (agent, self._sealed(model)) for agent, (model, _) in sorted(said.models.items())
             ]
             content[audit_messages.MODELS] = audit_messages.write_models(sealed)
 
         def relay(retrievals: Mapping[int, SignedBy[Retrieval]]) -> list[Rejection]:
-            said.retrievals |= retrievals
-            return run.experiment.retrieve(list(retrievals.values()))
+            rejections = run.experiment.retrieve(list(retrievals.values()))
+            said.retrievals |= _accepted(retrievals, rejections)
+            return rejections
 
         self._let_act(
             Stage.RETRIEVE, lambda _: content, lambda a, r: self._signed(a, r, Retrieval), relay
         )
 
+    def _sealed(self, model: TrainedModel) -> bytes:
+        """A model's bytes; nothing if they never came here."""
+        try:
+            return self._run.store.get(cid_from_bytes(model.cid))
+        except (FormatError, StoreError):
+            return b""
+
     def _commit(self, said: _Round) -> None:
+        self._catch_up(said, said.retrievals)
         content = self._question(audit_messages.COMMIT, **{"arrays-key": self._arrays_key})
         content[audit_messages.SAID] = audit_messages.write_said(said.retrievals.values())
         config = ConfigRecord({**self._evaluate_config, "server-round": self._number + 1})
         content[self.strategy.configrecord_key] = config
 
         def relay(commitments: Mapping[int, SignedBy[Commitment]]) -> list[Rejection]:
-            said.commitments |= commitments
-            return self._run.experiment.commit(list(commitments.values()))
+            rejections = self._run.experiment.commit(list(commitments.values()))
+            said.commitments |= _accepted(commitments, rejections)
+            return rejections
 
         self._let_act(
             Stage.COMMIT, lambda _: content, lambda a, r: self._signed(a, r, Commitment), relay
@@ -365,13 +376,15 @@ class BlockFlow(LedgerStrategy):
 
     def _reveal(self, said: _Round) -> None:
         experiment = self._run.experiment
+        self._catch_up(said, said.commitments)
         content = self._question(audit_messages.REVEAL)
         content[audit_messages.SAID] = audit_messages.write_said(said.commitments.values())
 
         def read(agent: int, answer: RecordDict) -> Scores:
             scores, _ = audit_messages.read_one(answer, Scores)
             self._check_author(agent, scores)
-            if scores.commitment(experiment.domain) != said.commitments[agent][0].digest:
+            committed = said.commitments.get(agent)
+            if committed is None or scores.commitment(experiment.domain) != committed[0].digest:
                 raise FormatError("other scores than it committed to")
             return scores
 
@@ -392,6 +405,7 @@ class BlockFlow(LedgerStrategy):
     def _score(self, said: _Round) -> None:
         """Have the contract score all agents that are left."""
         experiment = self._run.experiment
+        self._catch_up(said, said.openings)
         while (progress := experiment.progress).round == self._number:
             if progress.stage not in (Stage.REVEAL, Stage.SCORE):
                 break
@@ -614,6 +628,15 @@ class BlockFlow(LedgerStrategy):
             self._rounds_said[number] = self._recall(number)
         return self._rounds_said[number]
 
+    def _catch_up(self, said: _Round, known: Mapping[int, object]) -> None:
+        """Add what agents that are left said to others than this server."""
+        if not set(self._run.experiment.progress.live) <= set(known):
+            found = self._recall(self._number)
+            said.models |= found.models
+            said.retrievals |= found.retrievals
+            said.commitments |= found.commitments
+            said.openings |= found.openings
+
     def _recall(self, number: int) -> _Round:
         experiment, said = self._run.experiment, _Round()
         for item, signature in experiment.signed(number):
@@ -663,12 +686,11 @@ class _Everyone:
         return self._nodes
 
 
+def _accepted(items: Mapping[int, Item], rejections: Sequence[Rejection]) -> dict[int, Item]:
+    """The items that the contract has taken."""
+    refused = {rejection.agent for rejection in rejections}
+    return {agent: item for agent, item in items.items() if agent not in refused}
+
+
 def _message(content: RecordDict, node: int, kind: str) -> Message:
     return Message(content, dst_node_id=node, message_type=kind)
-
-
-def _digest_in(_agent: int, answer: RecordDict) -> bytes:
-    digest = audit_messages.read_stage(answer).get("digest")
-    if not isinstance(digest, bytes) or len(digest) != 32:
-        raise FormatError(f"digest = {digest!r}: it must be 32 bytes")
-    return digest
