@@ -57,11 +57,12 @@ class Experiment:
     path : Path
         Where keys, ledger and store go.
     agents : int
+    grid : LocalGrid, optional
     """
 
-    def __init__(self, path: Path, agents: int) -> None:
+    def __init__(self, path: Path, agents: int, grid: LocalGrid | None = None) -> None:
         self.path = path
-        self.grid = LocalGrid()
+        self.grid = grid or LocalGrid()
         devices = [Device(number, measures=False) for number in range(agents)]
         self.devices = sorted(devices, key=lambda device: device.account.address.lower())
         self.nodes: list[Node] = [
