@@ -4,6 +4,7 @@ For every M < N/2 at N = 3..11, through Flower's messages, on the real contract:
 the protocol loses its bond or is moved out of the range of what the honest say of its model.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -370,8 +371,18 @@ def test_a_permit_for_something_else_than_the_bond_is_not_relayed(tmp_path, chan
     assert outcome.round.rejections == []
 
 
-def test_who_has_not_the_bond_is_not_in_the_run(tmp_path):
+def test_who_has_not_the_bond_is_not_in_the_run_and_takes_no_time_from_others(tmp_path):
+    """Each transaction that is rejected would take a second from those who are not ready yet."""
     experiment = Experiment(tmp_path, 4, Relay())
+    begun: list[float] = []
+
+    def busy(_node: Node, _question: Message, reply: Message) -> Message:
+        begun.append(time.time())
+        if time.time() < begun[0] + 20:
+            raise TimeoutError("not ready")
+        return reply
+
+    meddle(experiment, 0, JOIN, busy)
     (tmp_path / "run").mkdir()
     with EmbeddedLedger(tmp_path / "run" / "ledger.journal", [OWNER.address]) as ledger:
         token = ledger.deploy(OWNER, "RewardToken", 10**24)
