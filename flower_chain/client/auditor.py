@@ -93,7 +93,7 @@ class _Audit:
     live : list of int
         The agents that passed the retrieval rule.
     time : float
-        When, in seconds since 1970.
+        When it was first asked to, in seconds since 1970.
     seed : str
         What auditors were drawn by, in hex; zero if they are not drawn.
     """
@@ -296,6 +296,7 @@ class Auditor:
         """
         kept = self._read(number)
         if kept is None:
+            begun = self._clock()
             told = self._told(number, retrievals)
             live, held = self._passed(number, told), self._held(number)
             seed = seed_of(each.secret for each in told.values()).hex()
@@ -303,7 +304,7 @@ class Auditor:
                 to_score(evaluate(self._model(number, agent))) if agent in held else 0
                 for agent in self._audits(live, seed)[self.number]
             ]
-            kept = _Audit(row, secrets.token_hex(32), live, self._clock(), seed)
+            kept = _Audit(row, secrets.token_hex(32), live, begun, seed)
             self._write(number, "scores", json.dumps(asdict(kept)).encode())
         own = self._scores(number, kept)
         return self._signed(Commitment(self.number, number, own.commitment(self._peers.domain)))

@@ -295,6 +295,18 @@ def test_scores_are_revealed_when_all_have_committed_or_nobody_can_any_more(tmp_
     assert agent.reveal(0, played.commitments[:3]).agent == 0
 
 
+def test_an_agent_that_evaluates_for_long_has_the_whole_of_the_next_stage_to_reveal(tmp_path):
+    played = Round(tmp_path).play("commit")
+    agent = played.agents[0]
+
+    def slow(model: Arrays) -> float:
+        played.clock.now += COMMIT_SECONDS / N
+        return evaluate(model)
+
+    commitment = agent.commit(0, played.retrievals, slow)
+    assert agent.reveal(0, [commitment]).agent == 0
+
+
 def test_nobody_reveals_or_aggregates_before_it_has_committed(tmp_path):
     played = Round(tmp_path).play("commit")
     with pytest.raises(TaskRefused, match="agent 0 has not committed"):
