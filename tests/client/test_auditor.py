@@ -295,6 +295,14 @@ def test_scores_are_revealed_when_all_have_committed_or_nobody_can_any_more(tmp_
     assert agent.reveal(0, played.commitments[:3]).agent == 0
 
 
+def test_a_relay_that_keeps_a_report_back_hears_the_scores_before_its_agent_commits(tmp_path):
+    """Told in docs/blockflow.md: an agent without a node can't know better."""
+    played = Round(tmp_path).play("commit")
+    played.retrievals = played.retrievals[:4]
+    played.commitments = [a.commit(0, played.retrievals, evaluate) for a in played.agents[:4]]
+    assert [a.reveal(0, played.commitments).agent for a in played.agents[:4]] == [0, 1, 2, 3]
+
+
 def test_an_agent_that_evaluates_for_long_has_the_whole_of_the_next_stage_to_reveal(tmp_path):
     played = Round(tmp_path).play("commit")
     agent = played.agents[0]
