@@ -616,8 +616,8 @@ class BlockFlow(LedgerStrategy):
     def _write_verdict(self, content: RecordDict, number: int) -> None:
         """Add what the model can be computed from that a round ended with."""
         said = self._said_in(number)
-        left = self._run.experiment.history().rounds[number].left
-        opened = [(said.openings[agent], b"") for agent in left]
+        found = self._run.experiment.history().rounds[number]
+        opened = [(found.openings[agent], b"") for agent in found.left]
         verdict = audit_messages.write_said([*said.commitments.values(), *opened])
         content[audit_messages.SAID] = verdict
 
@@ -629,13 +629,15 @@ class BlockFlow(LedgerStrategy):
         return self._rounds_said[number]
 
     def _catch_up(self, said: _Round, known: Mapping[int, object]) -> None:
-        """Add what agents that are left said to others than this server."""
-        if not set(self._run.experiment.progress.live) <= set(known):
-            found = self._recall(self._number)
-            said.models |= found.models
-            said.retrievals |= found.retrievals
-            said.commitments |= found.commitments
-            said.openings |= found.openings
+        """Take what was said from the ledger, unless all that are left are known, and no others.
+
+        Anyone may relay what an agent says, and what was sent here may have been too late.
+        """
+        if set(known) != set(self._run.experiment.progress.live):
+            held = self._recall(self._number)
+            said.models, said.retrievals = held.models, held.retrievals
+            said.commitments = held.commitments
+            said.openings |= held.openings
 
     def _recall(self, number: int) -> _Round:
         experiment, said = self._run.experiment, _Round()

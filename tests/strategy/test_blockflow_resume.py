@@ -18,7 +18,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from killing import Killed, killed_at
 from local_grid import LocalGrid, Node, delivered, silent
-from softmax import Device, arrays_in, fresh
+from softmax import Device, arrays_in, fresh, record
 
 from flower_chain import durable, keys
 from flower_chain.audit_messages import AUDIT, STAGE, read_said, read_stage
@@ -221,6 +221,32 @@ def test_a_server_that_dies_while_devices_answer_ends(tmp_path: Path, undisturbe
 
     assert 5 < deaths < 50
     assert_same(experiment, outcome, undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["retrieve", "commit", "reveal"])
+def test_what_another_relayed_is_known_from_the_ledger(
+    tmp_path: Path, undisturbed: Outcome, stage: str
+) -> None:
+    """Or this server did, in a transaction of which it did not hear that it was mined."""
+    experiment, relayed = Experiment(tmp_path, AGENTS), list[Message]()
+    strategy = experiment.strategy()
+
+    def relay(_node: Node, question: Message, reply: Message) -> Message | None:
+        if read_stage(question.content)["stage"] != stage:
+            return reply
+        ledger = strategy._run.experiment
+        kind = dict(zip(("retrieve", "commit", "reveal"), KINDS[1:], strict=True))[stage]
+        (said,) = read_said(reply.content, kind)
+        getattr(ledger, stage)([said[0] if kind is Scores else said])
+        relayed.append(reply)
+        return None
+
+    experiment.meddle(0, relay)
+    result = strategy.start(experiment.grid, record(experiment.initial), num_rounds=ROUNDS)
+
+    assert len(relayed) == ROUNDS
+    experiment.grid.said += [(reply, reply) for reply in relayed]
+    assert_same(experiment, Outcome(tmp_path / "run", result), undisturbed)
 
 
 # --- what goes on is the same experiment ---------------------------------------------------------
