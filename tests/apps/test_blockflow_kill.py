@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from serving import PATIENCE, serving
 
+from flower_chain import keys
 from flower_chain.ledger.blockflow import Stage
 from flower_chain.records import TOKEN_UNITS
 from flower_chain.run import BlockFlowRun
+from flower_chain.verify import verify
 
 KILLS = 12
 AGENTS, ROUNDS = 3, 3
@@ -82,3 +84,5 @@ def assert_ended(path: Path) -> None:
         assert credited == refunded
         assert contract.call("held") == 0
         assert run.token.call("balanceOf", contract.address) == sum(credited) == AGENTS * BOND
+        *_, report = verify(run, keys.load(path.parent / "keys" / "device-0.key"))
+        assert len(report.unchecked) == 1  # scores: each agent has its own data

@@ -31,6 +31,7 @@ from flower_chain.records import TOKEN_UNITS, Commitment, Retrieval, Scores, Tra
 from flower_chain.run import BlockFlowRun, Pointers
 from flower_chain.strategy import blockflow
 from flower_chain.updates import digest_of
+from flower_chain.verify import verify
 
 ROUNDS = 2
 AGENTS = 3
@@ -206,6 +207,9 @@ def dying_at_each_transaction(
             except Killed:
                 continue
     assert deaths == SENDS - BEGINNING - 1 + after
+    with closing(BlockFlowRun.open(outcome.path)) as run:
+        *_, report = verify(run, experiment.accounts[0])
+    assert len(report.unchecked) == 1  # scores: each agent has its own data
     return outcome
 
 
