@@ -240,12 +240,22 @@ class BlockFlowPlan(Plan):
         _within("stake", self.stake, 0, MAX_BONDS)
         _within("auditors", self.auditors, 0, MAX_AGENTS)
         _within("train-seconds", self.train_s, 1, MAX_SECONDS)
-        _within("stage-seconds", self.stage_s, 1, MAX_SECONDS)
+        _within("stage-seconds", self.stage_s, 1, MAX_SECONDS // 2)
 
     @property
     def agent_keys(self) -> list[bytes]:
         """The agents' public keys, by number."""
         return _keys("agents", self.agents)
+
+    @property
+    def seconds(self) -> tuple[int, int, int, int, int, int]:
+        """How long each stage may take: enrol, train, retrieve, commit, reveal, score.
+
+        Twice as long for revealing: who does not know what an agent committed to reveals only when
+        nobody can commit any more.
+        """
+        train, other = self.train_s, self.stage_s
+        return other, train, other, other, 2 * other, other
 
     @property
     def accounts(self) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Self
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.errors import RunEnded
+from flower_chain.errors import ConfigError, LedgerError, RunEnded
 from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.peers import Peers
@@ -90,6 +90,7 @@ class BlockFlowRun(Run):
         def begin(ledger: Ledger) -> tuple[Pointers, Contract]:
             plan = plan_of(agents(ledger.chain_id))
             money = token_of(ledger, owner, token)
+            _require_permits(money)
             terms, accounts = _terms(plan), plan.accounts
             for account in accounts if token is None else ():
                 money.transact(owner, "transfer", account, plan.bond)
@@ -152,9 +153,17 @@ class BlockFlowRun(Run):
         return None
 
 
+def _require_permits(token: Contract) -> None:
+    """ConfigError unless agents can post their bonds by a signature."""
+    try:
+        token.call("eip712Domain")
+    except LedgerError:
+        raise ConfigError(
+            f"token = {token.address}: agents post their bonds by permit (EIP-2612), and the token "
+            "does not tell what its permits are bound to (EIP-5267)"
+        ) from None
+
+
 def _terms(plan: BlockFlowPlan) -> Terms:
-    train, other = plan.train_s, plan.stage_s
-    seconds = (other, train, other, other, other, other)
-    return Terms(
-        plan.digest, plan.rounds, plan.quorum, plan.bond, plan.stake, seconds, plan.auditors
-    )
+    amounts = plan.bond, plan.stake
+    return Terms(plan.digest, plan.rounds, plan.quorum, *amounts, plan.seconds, plan.auditors)

@@ -49,7 +49,7 @@ Kind = TypeVar("Kind", TrainedModel, Retrieval, Commitment, Aggregate)
 SLACK = 5.0
 """Seconds after a deadline in which a chain should have made a block."""
 
-PAUSE = 5.0
+PAUSE = 1.0
 """Seconds between two questions to an agent that has not done what it was asked for."""
 
 
@@ -268,9 +268,7 @@ class BlockFlow(LedgerStrategy):
     def _enrol(self) -> None:
         """Have the agents post their bonds."""
         run = self._run
-        experiment, contract = run.experiment, run.contract.address
-        deadline = experiment.progress.deadline
-
+        experiment, deadline = run.experiment, run.experiment.progress.deadline
         permits: dict[int, BondPermit] = {}
 
         def content(agent: int) -> RecordDict:
@@ -292,13 +290,6 @@ class BlockFlow(LedgerStrategy):
         def relay(signed: Mapping[int, Permit]) -> list[Rejection]:
             return experiment.join(list(signed.values()))
 
-        allowed = {
-            agent: Permit(agent)
-            for agent in experiment.progress.awaited
-            if run.token.call("allowance", experiment.agents[agent], contract) >= run.plan.bond
-        }
-        if allowed:
-            relay(allowed)
         self._let_act(Stage.ENROL, content, read, relay)
         if experiment.progress.stage is Stage.FINISHED:
             self._pay_out()
@@ -569,7 +560,7 @@ class BlockFlow(LedgerStrategy):
 
     def _wait(self, progress: Progress) -> None:
         """Give agents that have not acted some time."""
-        time.sleep(max(0.0, min(PAUSE, progress.deadline - time.time()) / 4))
+        time.sleep(max(0.0, min(PAUSE, (progress.deadline - time.time()) / 4)))
 
     def _in_time(self, act: Callable[[], Item], otherwise: Other) -> Item | Other:
         """What a transaction returns, if the stage is not over on the chain before it is here."""
@@ -617,7 +608,9 @@ class BlockFlow(LedgerStrategy):
         """Add what the model can be computed from that a round ended with."""
         said = self._said_in(number)
         found = self._run.experiment.history().rounds[number]
-        opened = [(found.openings[agent], b"") for agent in found.left]
+        # Who acted by a transaction without a signature: the others can't know what it said.
+        signed = said.retrievals.keys() & said.commitments.keys()
+        opened = [(found.openings[agent], b"") for agent in found.left if agent in signed]
         verdict = audit_messages.write_said([*said.commitments.values(), *opened])
         content[audit_messages.SAID] = verdict
 
@@ -642,6 +635,8 @@ class BlockFlow(LedgerStrategy):
     def _recall(self, number: int) -> _Round:
         experiment, said = self._run.experiment, _Round()
         for item, signature in experiment.signed(number):
+            if not self._run.peers.is_signed(item, signature):
+                continue
             match item:
                 case TrainedModel():
                     said.models[item.agent] = item, signature

@@ -8,7 +8,7 @@ from eth_utils.address import to_checksum_address
 from flower_chain.errors import FormatError, SealError, StoreError, Unverified
 from flower_chain.keys import address_of
 from flower_chain.ledger.blockflow import Round, Stage
-from flower_chain.records import TrainedModel, lot_of
+from flower_chain.records import Commitment, Retrieval, TrainedModel, lot_of
 from flower_chain.rules.blockflow import draw, refunds, retrieval_survivors, score, seed_of, table
 from flower_chain.run import BlockFlowRun
 from flower_chain.store.cid import cid_from_bytes
@@ -35,6 +35,7 @@ class BlockFlowVerifier(Verifier):
         self._live = sorted(self._history.joined)
         self._refunded = dict.fromkeys(range(len(self._plan.accounts)), 0)
         self._elsewhere = self._unused = 0
+        self._unsigned: set[int] = set()
 
     def check(self) -> Iterator[Report]:
         """Check the experiment round by round; the report grows with each."""
@@ -45,9 +46,9 @@ class BlockFlowVerifier(Verifier):
         model = self._check_model(0)
         for record in self._begun():
             self._check_signatures(record)
-            overall = self._check_round(record)
-            if overall is not None:
-                model = self._check_successor(record, overall, model)
+            weights = self._check_round(record)
+            if weights is not None:
+                model = self._check_successor(record, weights, model)
             yield self._report
         self._check_balances()
         self._say_what_was_passed_over()
@@ -79,8 +80,8 @@ class BlockFlowVerifier(Verifier):
         self._report.count("terms", len(plan.accounts))
 
     def _check_seconds(self, stage: Stage, enforced: int) -> None:
-        agreed = self._plan.train_s if stage is Stage.TRAIN else self._plan.stage_s
-        if stage is not Stage.FINISHED and enforced != agreed:
+        agreed = (*self._plan.seconds, enforced)[stage]
+        if enforced != agreed:
             raise Unverified(
                 f"plan: {stage} lasts {agreed} seconds, but the contract enforces {enforced}"
             )
@@ -100,7 +101,10 @@ class BlockFlowVerifier(Verifier):
             word = f"{self._elsewhere} signatures: other contracts relayed them"
             self._report.unchecked.append(word)
         if self._unused:
-            word = f"{self._unused} models of agents that were eliminated: they count for nothing"
+            word = (
+                f"{self._unused} models of agents that were eliminated, or signed nothing: they "
+                "count for nothing"
+            )
             self._report.unchecked.append(word)
 
     # -- models -----------------------------------------------------------------------------
@@ -124,16 +128,17 @@ class BlockFlowVerifier(Verifier):
         return any(record.contributions for record in self._history.rounds[number : number + 1])
 
     def _check_successor(
-        self, record: Round, overall: Sequence[int], model: bytes | None
+        self, record: Round, weights: Mapping[int, int], model: bytes | None
     ) -> bytes | None:
         """The model of the next round: the mean that the scores weigh, if that can be known."""
-        trained = [self._check_trained(record.contributions[agent]) for agent in self._live]
+        trained = [self._check_trained(record.contributions[agent]) for agent in weights]
         self._unused += len(record.contributions) - len(trained)
         announced = self._check_model(record.number + 1)
         expected = model
-        if any(overall):
+        if any(weights.values()):
             opened = [arrays for arrays in trained if arrays is not None]
-            expected = digest_of(weighted_mean(opened, overall)) if opened else None
+            mean = weighted_mean(opened, list(weights.values())) if opened else None
+            expected = None if mean is None else digest_of(mean)
         if announced is not None and expected is not None:
             if announced != expected:
                 raise Unverified(
@@ -172,29 +177,36 @@ class BlockFlowVerifier(Verifier):
     def _check_signatures(self, record: Round) -> None:
         """Whether agents said what the contract says that they did, as the transactions tell."""
         number = record.number
+        self._unsigned = set()
         calls = {receipt.transaction for receipt in record.sent.values()}
         signed_in = {call: self._experiment.signed_in(call, number) for call in calls}
         for said, receipt in record.sent.items():
             signed = signed_in[receipt.transaction]
             if signed is None:
                 self._elsewhere += 1
+                self._leave_out(said)
                 continue
             signatures = [signature for item, signature in signed if item == said]
             if any(self._peers.is_signed(said, signature) for signature in signatures):
                 self._report.count("signatures")
             elif signatures and receipt.sender == self._plan.accounts[said.agent]:
                 self._report.count("own transactions")
+                self._leave_out(said)
             else:
                 raise Unverified(
                     f"round {number}, {type(said).__name__} of {self._name(said.agent)}: not "
                     f"signed in the transaction {receipt.transaction}"
                 )
 
-    def _check_round(self, record: Round) -> list[int] | None:
+    def _leave_out(self, said: object) -> None:
+        """Note that other agents could not check what one said: it counts for nothing to them."""
+        if isinstance(said, Retrieval | Commitment):
+            self._unsigned.add(said.agent)
+
+    def _check_round(self, record: Round) -> dict[int, int] | None:
         """Who is left, by who acted, and what each gets.
 
-        Returns the overall scores of who is left; None if the round did not come to that, or not
-        yet.
+        Returns what each model weighs; None if the round did not come to that, or not yet.
         """
         self._check_openings(record)
         rest, lost = self._plan.bond - self._plan.stake * record.number, 0
@@ -229,7 +241,13 @@ class BlockFlowVerifier(Verifier):
         pot = lost + self._plan.stake * len(self._live)
         weights = overall if record.overall else [0] * len(self._live)
         self._check_refunds(record, weights, pot, rest - self._plan.stake if is_last else 0)
-        return overall
+        return self._weights(record, audits)
+
+    def _weights(self, record: Round, audits: Mapping[int, Sequence[int]]) -> dict[int, int]:
+        """The overall scores among those whose word the others could check, which weigh models."""
+        signed = [agent for agent in self._live if agent not in self._unsigned]
+        rows = {agent: record.openings[agent].row for agent in signed}
+        return dict(zip(signed, score(*table(rows, audits)).overall, strict=True))
 
     def _is_at(self, record: Round, stage: Stage) -> bool:
         return record is self._history.rounds[-1] and stage is self._history.stage

@@ -69,12 +69,14 @@ from flower_chain.records import (
     Scores,
     TrainedModel,
     sign,
+    to_bits,
 )
 from flower_chain.rules.blockflow import ONE, score, to_score, trust
 from flower_chain.run import BlockFlowRun
 from flower_chain.store.cid import cid_from_bytes, cid_of, cid_to_bytes
 from flower_chain.store.seal import seal, unseal
 from flower_chain.updates import Arrays, digest, pack, unpack, weighted_mean
+from flower_chain.verify import verify
 
 Judge = Callable[[Message, Context], Message]
 Cheat = Callable[[Experiment, Message], Message | None]
@@ -648,3 +650,42 @@ def test_a_model_that_is_falsified_for_one_agent_is_not_trained_by_it(
     assert len(experiment.devices[0].trained) == turn
     assert any(words in reason for reason in refusals(experiment, 0))
     assert outcome.history.rounds[1].left == (1, 2)
+
+
+# --- who acts by a transaction, and signs nothing ------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [RETRIEVE, COMMIT])
+def test_who_acts_without_a_signature_counts_for_nothing_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    skip_waiting(monkeypatch)
+    experiment = Experiment(tmp_path, 5, Relay())
+    (tmp_path / "run").mkdir()
+    loner = experiment.accounts[4]
+    with EmbeddedLedger(tmp_path / "run" / "ledger.journal", [OWNER.address, loner.address]):
+        pass  # it has what gas costs
+    strategy = experiment.strategy(train_seconds=600, stage_seconds=60, stake=1.0)
+
+    def alone(_node: Node, _question: Message, reply: Message) -> None:
+        said, _ = audit_messages.read_one(reply.content, KINDS[stage])
+        unsigned = b"\0" * 32, b"\0" * 32
+        if stage == RETRIEVE:
+            item = (4, to_bits(said.retrieved), said.secret, *unsigned)
+        else:
+            item = (4, said.digest, *unsigned)
+        strategy._run.contract.transact(loner, stage, [item])
+
+    meddle(experiment, 4, stage, alone)
+    result = strategy.start(experiment.grid, record(experiment.initial), num_rounds=2)
+    outcome = Outcome(tmp_path / "run", result)
+    for number, found in enumerate(outcome.history.rounds):
+        assert set(range(4)) <= set(found.left)
+        rows = np.array([found.openings[agent].row for agent in range(4)])[:, :4]
+        trained = [experiment.devices[agent].trained[number][1] for agent in range(4)]
+        expected = weighted_mean(trained, score(rows).overall)
+        assert np.array_equal(outcome.model(number + 1)["weight"], expected["weight"])
+    with closing(BlockFlowRun.open(tmp_path / "run")) as run:
+        *_, report = verify(run, experiment.accounts[0], None)
+    assert report.checked["aggregates"] == 2
+    assert report.checked["own transactions"] > 0
