@@ -45,14 +45,7 @@ library Circle {
         }
     }
 
-    /// @notice The overall scores p_k of the agents in `live`, ascending, and their sum. What was said of and by others does
-    ///         not count.
-    /// @param circle All agents for which auditors were drawn, in this order.
-    /// @param reach How many models each audits.
-    /// @param rows One after another, of the agents in `live`, ascending: a score for each that follows, in order.
-    /// @param lower A score for each agent ever enrolled: the lower of the middle two of what was said of its model.
-    /// @param upper The same with the upper; where the number of auditors that are left is odd, the same score. Whatever is
-    ///        read if one of the two is too short, it must be in the middle.
+    /// @notice The overall scores p_k of the agents in `live`, ascending, and their sum: of what `measure` finds.
     function score(
         uint256[] memory circle,
         uint256 reach,
@@ -61,10 +54,31 @@ library Circle {
         bytes calldata lower,
         bytes calldata upper
     ) internal pure returns (uint256[] memory overall, uint256 sum) {
+        (uint256[] memory medians, uint256[] memory furthest) = measure(circle, reach, live, rows, lower, upper);
+        return Scoring.share(medians, furthest);
+    }
+
+    /// @notice Of the agents in `live`, ascending, the median of what was said of each one's model, and how far from a median
+    ///         each is at most in what it said of others. What was said of and by others than these does not count.
+    /// @param circle In an order, all agents that were asked to audit each other.
+    /// @param reach How many models each audits.
+    /// @param rows One after another, of the agents in `live`, ascending: a score for each that follows, in order.
+    /// @param lower A score for each agent ever enrolled: the lower of the middle two of what was said of its model.
+    /// @param upper The same with the upper; where the number of auditors that are left is odd, the same score. Whatever is
+    ///        read if one of the two is too short, it must be in the middle.
+    function measure(
+        uint256[] memory circle,
+        uint256 reach,
+        uint256 live,
+        bytes calldata rows,
+        bytes calldata lower,
+        bytes calldata upper
+    ) internal pure returns (uint256[] memory medians, uint256[] memory furthest) {
         unchecked {
-            uint256[] memory medians = new uint256[](live.count());
+            medians = new uint256[](live.count());
+            furthest = new uint256[](medians.length);
             if (rows.length != 2 * reach * medians.length) revert Scoring.WrongShape();
-            Audit memory audit = Audit(_places(circle, live), reach, new uint256[](medians.length));
+            Audit memory audit = Audit(_places(circle, live), reach, furthest);
             for (uint256 i; i < circle.length; ++i) {
                 uint256 agent = circle[i];
                 if (!live.has(agent)) continue;
@@ -72,7 +86,6 @@ library Circle {
                 if (!_audit(audit, i, low, high, rows)) revert NotTheMedianOf(agent);
                 medians[audit.places[i]] = (low + high) / 2;
             }
-            return Scoring.share(medians, audit.furthest);
         }
     }
 

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {BlockFlow} from "../src/BlockFlow.sol";
+import {Peers} from "../src/Peers.sol";
 import {Scoring} from "../src/Scoring.sol";
 import {Treasury} from "../src/Treasury.sol";
 import {Experiment} from "./Experiment.sol";
@@ -24,29 +25,29 @@ contract BlockFlowTest is Experiment {
         VM.assertEq(flow.agentCount(), N);
         VM.assertEq(flow.owner(), address(this));
         VM.assertEq(flow.ONE(), ONE);
-        _assertStage(BlockFlow.Stage.Enrol);
+        _assertStage(Peers.Stage.Enrol);
         VM.assertEq(_deadline(), block.timestamp + STAGE_SECONDS);
     }
 
     function test_AccountsMustAscend() public {
         address[] memory accounts = new address[](2);
         (accounts[0], accounts[1]) = (address(2), address(1));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.NotAscending.selector, address(1)));
+        VM.expectRevert(abi.encodeWithSelector(Peers.NotAscending.selector, address(1)));
         new BlockFlow(token, _terms(2), accounts);
     }
 
     function test_AnAccountEnrolsOnce() public {
         address[] memory accounts = new address[](2);
         (accounts[0], accounts[1]) = (address(2), address(2));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.NotAscending.selector, address(2)));
+        VM.expectRevert(abi.encodeWithSelector(Peers.NotAscending.selector, address(2)));
         new BlockFlow(token, _terms(2), accounts);
     }
 
     function test_AgentsMustBeFromOneToTheMost() public {
         uint256 most = 104;
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.BadAgentCount.selector, 0));
+        VM.expectRevert(abi.encodeWithSelector(Peers.BadAgentCount.selector, 0));
         new BlockFlow(token, _terms(0), new address[](0));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.BadAgentCount.selector, most + 1));
+        VM.expectRevert(abi.encodeWithSelector(Peers.BadAgentCount.selector, most + 1));
         new BlockFlow(token, _terms(1), new address[](most + 1));
     }
 
@@ -73,14 +74,14 @@ contract BlockFlowTest is Experiment {
         (accounts[0], accounts[1]) = (address(1), address(2));
         BlockFlow.Terms memory terms = _terms(2);
         terms.bond = type(uint96).max / 2 + 1;
-        VM.expectRevert(BlockFlow.BadTerms.selector);
+        VM.expectRevert(Peers.BadTerms.selector);
         new BlockFlow(token, terms, accounts);
     }
 
     function _expectBadTerms(BlockFlow.Terms memory terms) internal {
         address[] memory accounts = new address[](1);
         accounts[0] = address(1);
-        VM.expectRevert(BlockFlow.BadTerms.selector);
+        VM.expectRevert(Peers.BadTerms.selector);
         new BlockFlow(token, terms, accounts);
     }
 
@@ -90,7 +91,7 @@ contract BlockFlowTest is Experiment {
         _begin(N);
         VM.assertEq(token.balanceOf(address(flow)), N * BOND);
         VM.assertEq(flow.held(), N * BOND);
-        _assertStage(BlockFlow.Stage.Train);
+        _assertStage(Peers.Stage.Train);
     }
 
     function test_ABondIsPostedDirectly() public {
@@ -98,7 +99,7 @@ contract BlockFlowTest is Experiment {
         _fund(N);
         VM.prank(_account(2));
         token.approve(address(flow), BOND);
-        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](1);
+        Peers.Entry[] memory batch = new Peers.Entry[](1);
         batch[0].agent = 2;
         flow.join(batch);
         VM.assertEq(_acted(), _set(2));
@@ -107,7 +108,7 @@ contract BlockFlowTest is Experiment {
     function test_APermitThatSomebodyElseUsedStillCounts() public {
         _deploy(N);
         _fund(N);
-        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](1);
+        Peers.Entry[] memory batch = new Peers.Entry[](1);
         batch[0] = _entry(0, BOND);
         token.permit(_account(0), address(flow), BOND, batch[0].deadline, batch[0].v, batch[0].r, batch[0].s);
         flow.join(batch);
@@ -117,9 +118,9 @@ contract BlockFlowTest is Experiment {
     function test_ABondThatIsTooSmallCostsThatItem() public {
         _deploy(N);
         _fund(N);
-        BlockFlow.Entry[] memory batch = _entries(N);
+        Peers.Entry[] memory batch = _entries(N);
         batch[1] = _entry(1, BOND - 1);
-        _expectRejected(1, BlockFlow.Fault.BondNotPosted);
+        _expectRejected(1, Peers.Fault.BondNotPosted);
         flow.join(batch);
         VM.assertEq(_acted(), _all(N) ^ _set(1));
         VM.assertEq(flow.held(), (N - 1) * BOND);
@@ -129,16 +130,16 @@ contract BlockFlowTest is Experiment {
         _deploy(N);
         _fund(N);
         require(token.transfer(_account(0), BOND));
-        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](2);
+        Peers.Entry[] memory batch = new Peers.Entry[](2);
         (batch[0], batch[1]) = (_entry(0, BOND), _entry(0, BOND));
-        _expectRejected(0, BlockFlow.Fault.SecondTime);
+        _expectRejected(0, Peers.Fault.SecondTime);
         flow.join(batch);
         VM.assertEq(flow.held(), BOND);
     }
 
     function test_AStrangerCannotJoin() public {
         _deploy(N);
-        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](2);
+        Peers.Entry[] memory batch = new Peers.Entry[](2);
         // forge-lint: disable-next-line(unsafe-typecast)
         (batch[0].agent, batch[1].agent) = (uint8(N), 255);
         flow.join(batch);
@@ -148,12 +149,12 @@ contract BlockFlowTest is Experiment {
     function test_WithoutAQuorumAllGetTheirBondsBack() public {
         _deploy(N);
         _fund(N);
-        BlockFlow.Entry[] memory batch = new BlockFlow.Entry[](1);
+        Peers.Entry[] memory batch = new Peers.Entry[](1);
         batch[0] = _entry(3, BOND);
         flow.join(batch);
         _warpPast();
         flow.advance();
-        _assertStage(BlockFlow.Stage.Finished);
+        _assertStage(Peers.Stage.Finished);
         VM.assertEq(_refund(3), BOND);
         _assertAllPaidOut(N, BOND);
     }
@@ -162,7 +163,7 @@ contract BlockFlowTest is Experiment {
         _deploy(N);
         _warpPast();
         flow.advance();
-        _assertStage(BlockFlow.Stage.Finished);
+        _assertStage(Peers.Stage.Finished);
         _assertAllPaidOut(N, 0);
     }
 
@@ -170,21 +171,21 @@ contract BlockFlowTest is Experiment {
         BlockFlow.Terms memory terms = _terms(N - 1);
         _deploy(N, terms, token);
         _fund(N);
-        BlockFlow.Entry[] memory batch = _entries(N);
+        Peers.Entry[] memory batch = _entries(N);
         batch[4] = _entry(4, 0);
         flow.join(batch);
         _warpPast();
         flow.advance();
-        _assertStage(BlockFlow.Stage.Train);
+        _assertStage(Peers.Stage.Train);
         VM.assertEq(_live(), _all(N - 1));
     }
 
     function test_ATokenThatCallsBackIsRefused() public {
         HookToken hook = new HookToken(1e30);
         bytes[3] memory calls = [
-            abi.encodeCall(BlockFlow.advance, ()),
-            abi.encodeCall(BlockFlow.join, (new BlockFlow.Entry[](1))),
-            abi.encodeCall(BlockFlow.sweep, ())
+            abi.encodeCall(Peers.advance, ()),
+            abi.encodeCall(Peers.join, (new Peers.Entry[](1))),
+            abi.encodeCall(Peers.sweep, ())
         ];
         for (uint256 i; i < calls.length; ++i) {
             _deploy(N, _terms(N), hook);
@@ -192,7 +193,7 @@ contract BlockFlowTest is Experiment {
             VM.prank(_account(0));
             hook.approve(address(flow), BOND);
             hook.arm(address(flow), calls[i], i % 2 == 0);
-            flow.join(new BlockFlow.Entry[](1));
+            flow.join(new Peers.Entry[](1));
             VM.assertTrue(hook.tried());
             VM.assertFalse(hook.succeeded());
             VM.assertEq(flow.held(), BOND);
@@ -205,7 +206,7 @@ contract BlockFlowTest is Experiment {
         require(hook.transfer(_account(0), BOND));
         VM.prank(_account(0));
         hook.approve(address(flow), BOND);
-        flow.join(new BlockFlow.Entry[](1));
+        flow.join(new Peers.Entry[](1));
         _warpPast();
         flow.advance();
         flow.claim(new uint256[](1));
@@ -220,32 +221,32 @@ contract BlockFlowTest is Experiment {
     function test_EachStageClosesWhenAllHaveActed() public {
         uint256[][] memory scores = _honestScores(N);
         _begin(N);
-        _assertStage(BlockFlow.Stage.Train);
+        _assertStage(Peers.Stage.Train);
         _submitAll();
-        _assertStage(BlockFlow.Stage.Retrieve);
+        _assertStage(Peers.Stage.Retrieve);
         _retrieveAll();
-        _assertStage(BlockFlow.Stage.Commit);
+        _assertStage(Peers.Stage.Commit);
         _commitAll(scores);
-        _assertStage(BlockFlow.Stage.Reveal);
+        _assertStage(Peers.Stage.Reveal);
         flow.reveal(_openings(_all(N), scores));
-        _assertStage(BlockFlow.Stage.Score);
+        _assertStage(Peers.Stage.Score);
         _scoreAll(scores);
-        _assertStage(BlockFlow.Stage.Train);
+        _assertStage(Peers.Stage.Train);
         VM.assertEq(flow.round(), 1);
     }
 
     function test_AStageTakesNothingElse() public {
         _begin(N);
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Train));
-        flow.retrieve(new BlockFlow.SignedRetrieval[](0));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Train));
+        VM.expectRevert(abi.encodeWithSelector(Peers.WrongStage.selector, Peers.Stage.Train));
+        flow.retrieve(new Peers.SignedRetrieval[](0));
+        VM.expectRevert(abi.encodeWithSelector(Peers.WrongStage.selector, Peers.Stage.Train));
         flow.score("", new bytes32[](0), "", "");
     }
 
     function test_AStageCannotBeEndedEarly() public {
         _begin(N);
         VM.warp(_deadline() - 1);
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.TooEarly.selector, _deadline()));
+        VM.expectRevert(abi.encodeWithSelector(Peers.TooEarly.selector, _deadline()));
         flow.advance();
     }
 
@@ -258,15 +259,15 @@ contract BlockFlowTest is Experiment {
                 _act(before, before == stage ? onTime : _all(N), scores);
             }
             _warpPast();
-            VM.expectRevert(abi.encodeWithSelector(BlockFlow.TooLate.selector, _deadline()));
+            VM.expectRevert(abi.encodeWithSelector(Peers.TooLate.selector, _deadline()));
             this.act(stage, _set(2), scores);
             VM.expectEmit(address(flow));
             // forge-lint: disable-next-line(unsafe-typecast)
-            emit BlockFlow.Eliminated(0, BlockFlow.Stage(uint8(stage)), _set(2));
+            emit Peers.Eliminated(0, Peers.Stage(uint8(stage)), _set(2));
             flow.advance();
             VM.assertEq(_live(), onTime);
             VM.assertEq(flow.forfeited(), BOND);
-            _assertStage(BlockFlow.Stage(stage + 1));
+            _assertStage(Peers.Stage(stage + 1));
         }
     }
 
@@ -283,7 +284,7 @@ contract BlockFlowTest is Experiment {
             _scoreAll(scores);
         }
         VM.assertEq(_refund(0), 0);
-        _assertStage(BlockFlow.Stage.Finished);
+        _assertStage(Peers.Stage.Finished);
         _assertAllPaidOut(N, N * BOND);
     }
 
@@ -303,7 +304,7 @@ contract BlockFlowTest is Experiment {
         _commitAll(scores);
         flow.reveal(_openings(_all(N), scores));
         _warpPast();
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.TooLate.selector, _deadline()));
+        VM.expectRevert(abi.encodeWithSelector(Peers.TooLate.selector, _deadline()));
         flow.score("", new bytes32[](0), "", "");
         flow.advance();
         VM.assertEq(flow.round(), 1);
@@ -324,7 +325,7 @@ contract BlockFlowTest is Experiment {
             }
             _warpPast();
             flow.advance();
-            _assertStage(BlockFlow.Stage.Finished);
+            _assertStage(Peers.Stage.Finished);
             VM.assertEq(_refund(0), BOND + BOND / 4);
             VM.assertEq(_refund(4), 0);
             _assertAllPaidOut(N, N * BOND);
@@ -335,23 +336,23 @@ contract BlockFlowTest is Experiment {
         _deploy(N);
         _warpPast();
         flow.advance();
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Finished));
+        VM.expectRevert(abi.encodeWithSelector(Peers.WrongStage.selector, Peers.Stage.Finished));
         flow.advance();
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongStage.selector, BlockFlow.Stage.Finished));
-        flow.join(new BlockFlow.Entry[](0));
+        VM.expectRevert(abi.encodeWithSelector(Peers.WrongStage.selector, Peers.Stage.Finished));
+        flow.join(new Peers.Entry[](0));
     }
 
     // --- relays ---
 
     function test_ABadItemCostsThatItem() public {
         _begin(N);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_all(N));
+        Peers.SignedContribution[] memory batch = _contributions(_all(N));
         batch[0].digest = "forged";
         batch[1].cid = hex"01";
         batch[2].r = bytes32(type(uint256).max);
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
-        _expectRejected(1, BlockFlow.Fault.Malformed);
-        _expectRejected(2, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
+        _expectRejected(1, Peers.Fault.Malformed);
+        _expectRejected(2, Peers.Fault.BadSignature);
         flow.submit(batch);
         VM.assertEq(_acted(), _set(3) | _set(4));
     }
@@ -359,17 +360,17 @@ contract BlockFlowTest is Experiment {
     function test_WhatARelayDroppedTheAgentSendsItself() public {
         _begin(N);
         flow.submit(_contributions(_all(N) ^ _set(1)));
-        BlockFlow.SignedContribution[] memory own = _contributions(_set(1));
+        Peers.SignedContribution[] memory own = _contributions(_set(1));
         (own[0].r, own[0].vs) = (0, 0);
         VM.prank(_account(1));
         flow.submit(own);
-        _assertStage(BlockFlow.Stage.Retrieve);
+        _assertStage(Peers.Stage.Retrieve);
     }
 
     function test_TheOrderInWhichARelaySendsDoesNotMatter() public {
         uint256[][] memory scores = _honestScores(N);
         _begin(N);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_all(N));
+        Peers.SignedContribution[] memory batch = _contributions(_all(N));
         (batch[0], batch[4], batch[1], batch[3]) = (batch[4], batch[0], batch[3], batch[1]);
         flow.submit(batch);
         for (uint256 i = N; i > 0; --i) {
@@ -388,50 +389,50 @@ contract BlockFlowTest is Experiment {
     function test_AReplayedSignatureIsRefused() public {
         uint256[][] memory scores = _honestScores(N);
         _begin(N);
-        BlockFlow.SignedContribution[] memory contributions = _contributions(_set(0));
+        Peers.SignedContribution[] memory contributions = _contributions(_set(0));
         flow.submit(contributions);
-        _expectRejected(0, BlockFlow.Fault.SecondTime);
+        _expectRejected(0, Peers.Fault.SecondTime);
         flow.submit(contributions);
         flow.submit(_contributions(_all(N) ^ _set(0)));
-        BlockFlow.SignedRetrieval[] memory retrievals = _retrievals(_all(N), _all(N));
+        Peers.SignedRetrieval[] memory retrievals = _retrievals(_all(N), _all(N));
         flow.retrieve(retrievals);
-        BlockFlow.SignedCommitment[] memory commitments = _commitments(_all(N), scores);
+        Peers.SignedCommitment[] memory commitments = _commitments(_all(N), scores);
         flow.commit(commitments);
         _scoreAll(scores);
 
         // In the next round they hold no longer.
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
         flow.submit(contributions);
         _submitAll();
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
         flow.retrieve(retrievals);
         _retrieveAll();
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
         flow.commit(commitments);
         VM.assertEq(_acted(), 0);
     }
 
     function test_ASignatureForAnotherContractIsRefused() public {
         _begin(N);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        Peers.SignedContribution[] memory batch = _contributions(_set(0));
         _deploy(N);
         _fund(N);
         flow.join(_entries(N));
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
         flow.submit(batch);
     }
 
     function test_ASignatureForAnotherChainIsRefused() public {
         _begin(N);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        Peers.SignedContribution[] memory batch = _contributions(_set(0));
         VM.chainId(1234);
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
         flow.submit(batch);
     }
 
     function test_OneAgentCannotActForAnother() public {
         _begin(N);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        Peers.SignedContribution[] memory batch = _contributions(_set(0));
         batch[0].agent = 1;
         VM.prank(_account(0));
         flow.submit(batch);
@@ -470,7 +471,7 @@ contract BlockFlowTest is Experiment {
         _begin(4);
         _submitAll();
         flow.retrieve(_retrievals(_all(4), 0));
-        _assertStage(BlockFlow.Stage.Finished);
+        _assertStage(Peers.Stage.Finished);
         VM.assertEq(_refund(0), BOND);
     }
 
@@ -499,7 +500,7 @@ contract BlockFlowTest is Experiment {
             bool most = 2 * _count((marks[k] & _all(n)) | _set(k)) > n;
             if (!_has(silent, k) && most && 2 * retrievers > n) expected |= _set(k);
         }
-        if (expected == 0) _assertStage(BlockFlow.Stage.Finished);
+        if (expected == 0) _assertStage(Peers.Stage.Finished);
         else VM.assertEq(_live(), expected);
     }
 
@@ -511,13 +512,13 @@ contract BlockFlowTest is Experiment {
         _submitAll();
         _retrieveAll();
         flow.commit(_commitments(_all(N) ^ _set(4), scores));
-        BlockFlow.SignedCommitment[] memory copied = new BlockFlow.SignedCommitment[](1);
+        Peers.SignedCommitment[] memory copied = new Peers.SignedCommitment[](1);
         copied[0] = _signedCommitment(4, flow.commitments(0));
         flow.commit(copied);
         flow.reveal(_openings(_all(N) ^ _set(4), scores));
-        BlockFlow.Opening[] memory opening = _openings(_set(0), scores);
+        Peers.Opening[] memory opening = _openings(_set(0), scores);
         opening[0].agent = 4;
-        _expectRejected(4, BlockFlow.Fault.WrongOpening);
+        _expectRejected(4, Peers.Fault.WrongOpening);
         flow.reveal(opening);
         _warpPast();
         flow.advance();
@@ -532,13 +533,13 @@ contract BlockFlowTest is Experiment {
         _submitAll();
         _retrieveAll();
         _commitAll(scores);
-        BlockFlow.Opening[] memory batch = _openings(_all(N), scores);
+        Peers.Opening[] memory batch = _openings(_all(N), scores);
         batch[0].row[1] ^= 0x01;
         batch[1].salt = "other";
         batch[2].row = "";
         batch[3].row = abi.encodePacked(batch[3].row, uint16(0));
         for (uint8 i; i < 4; ++i) {
-            _expectRejected(i, BlockFlow.Fault.WrongOpening);
+            _expectRejected(i, Peers.Fault.WrongOpening);
         }
         flow.reveal(batch);
         VM.assertEq(_acted(), _set(4));
@@ -551,10 +552,10 @@ contract BlockFlowTest is Experiment {
         _playRound(scores);
         _submitAll();
         _retrieveAll();
-        BlockFlow.SignedCommitment[] memory batch = _commitments(_all(N), scores);
+        Peers.SignedCommitment[] memory batch = _commitments(_all(N), scores);
         batch[0] = _signedCommitment(0, old);
         flow.commit(batch);
-        _expectRejected(0, BlockFlow.Fault.WrongOpening);
+        _expectRejected(0, Peers.Fault.WrongOpening);
         flow.reveal(_openings(_set(0), scores));
     }
 
@@ -563,12 +564,12 @@ contract BlockFlowTest is Experiment {
         _begin(N);
         _submitAll();
         _retrieveAll();
-        BlockFlow.SignedCommitment[] memory batch = _commitments(_all(N), scores);
+        Peers.SignedCommitment[] memory batch = _commitments(_all(N), scores);
         batch[0] = _signedCommitment(0, _commitment(0, hex"0102"));
         flow.commit(batch);
-        _expectRejected(0, BlockFlow.Fault.WrongOpening);
-        BlockFlow.Opening[] memory opening = new BlockFlow.Opening[](1);
-        opening[0] = BlockFlow.Opening(0, hex"0102", SALT);
+        _expectRejected(0, Peers.Fault.WrongOpening);
+        Peers.Opening[] memory opening = new Peers.Opening[](1);
+        opening[0] = Peers.Opening(0, hex"0102", SALT);
         flow.reveal(opening);
     }
 
@@ -579,7 +580,7 @@ contract BlockFlowTest is Experiment {
         uint256[][] memory others = _honestScores(N);
         others[3][2] ^= 1;
         (bytes memory lower, bytes memory upper) = _middles(others, _all(N));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.DoesNotOpen.selector, 3));
+        VM.expectRevert(abi.encodeWithSelector(Peers.DoesNotOpen.selector, 3));
         flow.score(_rows(others, _all(N)), _salts(N), lower, upper);
         _scoreAll(scores);
     }
@@ -587,7 +588,7 @@ contract BlockFlowTest is Experiment {
     function test_EachScoreNeedsItsSalt() public {
         uint256[][] memory scores = _committed(N);
         (bytes memory lower, bytes memory upper) = _middles(scores, _all(N));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.WrongSaltCount.selector, N - 1));
+        VM.expectRevert(abi.encodeWithSelector(Peers.WrongSaltCount.selector, N - 1));
         flow.score(_rows(scores, _all(N)), _salts(N - 1), lower, upper);
     }
 
@@ -668,7 +669,7 @@ contract BlockFlowTest is Experiment {
         for (uint256 round; round < ROUNDS; ++round) {
             _playRound(_honestScores(1));
         }
-        _assertStage(BlockFlow.Stage.Finished);
+        _assertStage(Peers.Stage.Finished);
         VM.assertEq(_refund(0), BOND);
     }
 
@@ -722,7 +723,7 @@ contract BlockFlowTest is Experiment {
         _submitAll();
         flow.retrieve(_retrievals(_all(m), _all(m)));
         VM.expectEmit(address(flow));
-        emit BlockFlow.Eliminated(0, BlockFlow.Stage.Retrieve, _all(m));
+        emit Peers.Eliminated(0, Peers.Stage.Retrieve, _all(m));
         flow.retrieve(_retrievals(honest, honest));
         VM.assertEq(_live(), honest, "in the run");
         _commitAll(scores);
@@ -790,7 +791,7 @@ contract BlockFlowTest is Experiment {
             _act(stage, honest, scores);
             if (stage < last) _act(stage, _all(m), scores);
             if (stage == last && forge) _forge(m, stage, scores);
-            if (_stage() != BlockFlow.Stage(stage)) continue;
+            if (_stage() != Peers.Stage(stage)) continue;
             _warpPast();
             flow.advance();
         }
@@ -801,14 +802,14 @@ contract BlockFlowTest is Experiment {
 
     function _forge(uint256 m, uint256 stage, uint256[][] memory scores) internal {
         if (stage == 3) {
-            BlockFlow.SignedCommitment[] memory copied = new BlockFlow.SignedCommitment[](m);
+            Peers.SignedCommitment[] memory copied = new Peers.SignedCommitment[](m);
             for (uint256 i; i < m; ++i) {
                 copied[i] = _signedCommitment(i, flow.commitments(m));
             }
             flow.commit(copied);
             return;
         }
-        BlockFlow.Opening[] memory openings = _openings(_all(m), scores);
+        Peers.Opening[] memory openings = _openings(_all(m), scores);
         for (uint256 i; i < m; ++i) {
             openings[i].row[0] ^= 0x01;
         }
@@ -840,7 +841,7 @@ contract BlockFlowTest is Experiment {
             }
             VM.assertEq(sum, round + 1 == ROUNDS ? n * BOND : n * STAKE * (round + 1));
         }
-        _assertStage(BlockFlow.Stage.Finished);
+        _assertStage(Peers.Stage.Finished);
         _assertAllPaidOut(n, n * BOND);
     }
 
@@ -869,10 +870,10 @@ contract BlockFlowTest is Experiment {
     function test_OnlyTheOwnerPublishes() public {
         _deploy(N);
         VM.expectEmit(address(flow));
-        emit BlockFlow.ModelPublished(1, "digest", hex"01");
+        emit Peers.ModelPublished(1, "digest", hex"01");
         flow.publish(1, "digest", hex"01");
         VM.prank(RELAY);
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.NotOwner.selector, RELAY));
+        VM.expectRevert(abi.encodeWithSelector(Peers.NotOwner.selector, RELAY));
         flow.publish(1, "digest", hex"01");
     }
 

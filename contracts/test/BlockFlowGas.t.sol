@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {BlockFlow} from "../src/BlockFlow.sol";
+import {Peers} from "../src/Peers.sol";
 import {Experiment} from "./Experiment.sol";
 import {VM} from "./Vm.sol";
 
@@ -142,10 +143,10 @@ contract BlockFlowGasTest is Experiment {
     }
 
     function _join(Stages memory gas, uint256 n, bool own) internal {
-        BlockFlow.Entry[] memory batch = _entries(n);
+        Peers.Entry[] memory batch = _entries(n);
         uint256 step = own ? 1 : n > 64 ? 64 : n;
         for (uint256 i; i < n; i += step) {
-            BlockFlow.Entry[] memory part = new BlockFlow.Entry[](i + step > n ? n - i : step);
+            Peers.Entry[] memory part = new Peers.Entry[](i + step > n ? n - i : step);
             for (uint256 j; j < part.length; ++j) {
                 part[j] = batch[i + j];
             }
@@ -162,7 +163,7 @@ contract BlockFlowGasTest is Experiment {
             return;
         }
         for (uint256 i; i < n; ++i) {
-            BlockFlow.SignedContribution[] memory batch = _contributions(_set(i));
+            Peers.SignedContribution[] memory batch = _contributions(_set(i));
             (batch[0].r, batch[0].vs) = (0, 0);
             VM.prank(_account(i));
             flow.submit(batch);
@@ -178,7 +179,7 @@ contract BlockFlowGasTest is Experiment {
             return;
         }
         for (uint256 i; i < n; ++i) {
-            BlockFlow.SignedRetrieval[] memory batch = _retrievals(_set(i), _all(n));
+            Peers.SignedRetrieval[] memory batch = _retrievals(_set(i), _all(n));
             (batch[0].r, batch[0].vs) = (0, 0);
             VM.prank(_account(i));
             flow.retrieve(batch);
@@ -194,7 +195,7 @@ contract BlockFlowGasTest is Experiment {
             return;
         }
         for (uint256 i; i < n; ++i) {
-            BlockFlow.SignedCommitment[] memory batch = _commitments(_set(i), scores);
+            Peers.SignedCommitment[] memory batch = _commitments(_set(i), scores);
             (batch[0].r, batch[0].vs) = (0, 0);
             VM.prank(_account(i));
             flow.commit(batch);
@@ -205,7 +206,7 @@ contract BlockFlowGasTest is Experiment {
     function _reveal(Stages memory gas, uint256 n, uint256[][] memory scores) internal {
         gas.reveal = 0;
         for (uint256 i; i < n; ++i) {
-            BlockFlow.Opening[] memory batch = _openings(_set(i), scores);
+            Peers.Opening[] memory batch = _openings(_set(i), scores);
             VM.prank(_account(i));
             flow.reveal(batch);
             gas.reveal += _last();

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {BlockFlow} from "../src/BlockFlow.sol";
+import {Peers} from "../src/Peers.sol";
 import {Experiment} from "./Experiment.sol";
 import {VM, Vm} from "./Vm.sol";
 
@@ -61,10 +62,10 @@ contract BlockFlowHandler is Experiment {
     /// @notice A dishonest agent does something that suits the stage, or not; by a relay or itself.
     function misbehave(uint256 who, uint256 how, bool own) public {
         who %= 2;
-        BlockFlow.Stage stage = _stage();
+        Peers.Stage stage = _stage();
         uint256 before = _acted();
         bytes32 commitment = flow.commitments(2);
-        if (stage == BlockFlow.Stage.Commit) {
+        if (stage == Peers.Stage.Commit) {
             // A commitment that can be opened, one of somebody else, or none.
             for (uint256 k; k < N; ++k) {
                 _scores[who][k] = how % 3 == 0 ? (k < 2 ? ONE : 0) : uint256(keccak256(abi.encode(how, k))) % (ONE + 1);
@@ -78,9 +79,9 @@ contract BlockFlowHandler is Experiment {
     /// @notice An honest agent acts before the others, by a transaction of its own.
     function actItself(uint256 who) external {
         who = 2 + who % 3;
-        BlockFlow.Stage stage = _stage();
+        Peers.Stage stage = _stage();
         uint256 before = _acted();
-        bool may = stage < BlockFlow.Stage.Score && !_has(before, who);
+        bool may = stage < Peers.Stage.Score && !_has(before, who);
         _actAlone(who, _live(), _commitment(who, _row(_said(_scores, who))), true);
         VM.assertEq(_acted() != before || _stage() != stage, may);
         if (may) ++ownActs;
@@ -88,28 +89,28 @@ contract BlockFlowHandler is Experiment {
 
     /// @notice The honest agents that have not yet acted do, by a relay.
     function act() public {
-        BlockFlow.Stage stage = _stage();
+        Peers.Stage stage = _stage();
         uint256 todo = HONEST & _live() & ~_acted();
         VM.recordLogs();
-        if (stage == BlockFlow.Stage.Train) flow.submit(_contributions(todo));
-        else if (stage == BlockFlow.Stage.Retrieve) flow.retrieve(_retrievals(todo, _live()));
-        else if (stage == BlockFlow.Stage.Commit) flow.commit(_commitments(todo, _scores));
-        else if (stage == BlockFlow.Stage.Reveal) flow.reveal(_openings(todo, _scores));
-        else if (stage == BlockFlow.Stage.Score) _scoreAll(_scores);
+        if (stage == Peers.Stage.Train) flow.submit(_contributions(todo));
+        else if (stage == Peers.Stage.Retrieve) flow.retrieve(_retrievals(todo, _live()));
+        else if (stage == Peers.Stage.Commit) flow.commit(_commitments(todo, _scores));
+        else if (stage == Peers.Stage.Reveal) flow.reveal(_openings(todo, _scores));
+        else if (stage == Peers.Stage.Score) _scoreAll(_scores);
         _book();
     }
 
     /// @notice Somebody who was told all scores does not wait until they are revealed. If those of an agent are not what it
     ///         committed to, that is refused.
     function scoreEarly() external {
-        if (_stage() != BlockFlow.Stage.Reveal) return;
+        if (_stage() != Peers.Stage.Reveal) return;
         uint256 live = _live();
         (bytes memory lower, bytes memory upper) = _middles(_scores, live);
         (bytes memory rows, bytes32[] memory salts) = (_rows(_scores, live), _salts(_count(live)));
         uint256 liar = 0;
         while (liar < N && (!_has(live, liar) || _opens(liar))) ++liar;
         VM.recordLogs();
-        if (liar < N) VM.expectRevert(abi.encodeWithSelector(BlockFlow.DoesNotOpen.selector, liar));
+        if (liar < N) VM.expectRevert(abi.encodeWithSelector(Peers.DoesNotOpen.selector, liar));
         flow.score(rows, salts, lower, upper);
         _book();
         if (liar < N) ++wrongScores;
@@ -119,12 +120,12 @@ contract BlockFlowHandler is Experiment {
     /// @notice Time goes on; somebody ends the stage. Three in four times a dishonest agent does something before, or else
     ///         it would hardly ever be left.
     function pass(uint256 how) external {
-        BlockFlow.Stage stage = _stage();
+        Peers.Stage stage = _stage();
         for (uint256 who; who < 2; ++who) {
             if (how >> 3 * who & 3 != 0) misbehave(who, how >> 6, how >> 3 * who & 4 == 0);
         }
         if (_stage() == stage) act();
-        if (_stage() != stage || stage == BlockFlow.Stage.Finished) return;
+        if (_stage() != stage || stage == Peers.Stage.Finished) return;
         _warpPast();
         VM.recordLogs();
         flow.advance();
@@ -133,7 +134,7 @@ contract BlockFlowHandler is Experiment {
 
     /// @notice Nobody computes the scores in time.
     function forgetToScore() external {
-        if (_stage() != BlockFlow.Stage.Score) return;
+        if (_stage() != Peers.Stage.Score) return;
         _warpPast();
         VM.recordLogs();
         flow.advance();
@@ -164,27 +165,27 @@ contract BlockFlowHandler is Experiment {
 
     /// @dev `agent` does what the stage asks for. If it does so by its `own` transaction, it signs nothing.
     function _actAlone(uint256 agent, uint256 retrieved, bytes32 commitment, bool own) private {
-        BlockFlow.Stage stage = _stage();
+        Peers.Stage stage = _stage();
         VM.recordLogs();
-        if (stage == BlockFlow.Stage.Train) {
-            BlockFlow.SignedContribution[] memory batch = _contributions(_set(agent));
+        if (stage == Peers.Stage.Train) {
+            Peers.SignedContribution[] memory batch = _contributions(_set(agent));
             if (own) (batch[0].r, batch[0].vs) = (0, 0);
             if (own) VM.prank(_account(agent));
             flow.submit(batch);
-        } else if (stage == BlockFlow.Stage.Retrieve) {
-            BlockFlow.SignedRetrieval[] memory batch = _retrievals(_set(agent), retrieved);
+        } else if (stage == Peers.Stage.Retrieve) {
+            Peers.SignedRetrieval[] memory batch = _retrievals(_set(agent), retrieved);
             if (agent < 2 && retrieved % 5 == 0) batch[0] = _retrieval(agent, retrieved, "not what it chose");
             if (own) (batch[0].r, batch[0].vs) = (0, 0);
             if (own) VM.prank(_account(agent));
             flow.retrieve(batch);
-        } else if (stage == BlockFlow.Stage.Commit) {
-            BlockFlow.SignedCommitment[] memory batch = new BlockFlow.SignedCommitment[](1);
+        } else if (stage == Peers.Stage.Commit) {
+            Peers.SignedCommitment[] memory batch = new Peers.SignedCommitment[](1);
             batch[0] = _signedCommitment(agent, commitment);
             if (own) (batch[0].r, batch[0].vs) = (0, 0);
             if (own) VM.prank(_account(agent));
             flow.commit(batch);
-        } else if (stage == BlockFlow.Stage.Reveal) {
-            BlockFlow.Opening[] memory batch = _openings(_set(agent), _scores);
+        } else if (stage == Peers.Stage.Reveal) {
+            Peers.Opening[] memory batch = _openings(_set(agent), _scores);
             if (own) VM.prank(_account(agent));
             flow.reveal(batch);
         }
@@ -199,8 +200,8 @@ contract BlockFlowHandler is Experiment {
     function _book() private {
         Vm.Log[] memory logs = VM.getRecordedLogs();
         for (uint256 i; i < logs.length; ++i) {
-            if (logs[i].topics[0] == BlockFlow.Eliminated.selector) eliminated |= abi.decode(logs[i].data, (uint256));
-            if (logs[i].topics[0] != BlockFlow.Refunded.selector) continue;
+            if (logs[i].topics[0] == Peers.Eliminated.selector) eliminated |= abi.decode(logs[i].data, (uint256));
+            if (logs[i].topics[0] != Peers.Refunded.selector) continue;
             (uint256 live, uint256 pot, uint256 rest) = abi.decode(logs[i].data, (uint256, uint256, uint256));
             pots += pot;
             rests += _count(live) * rest;
@@ -231,9 +232,9 @@ contract BlockFlowInvariantsTest {
 
     /// @dev What is held is refunds, and what is left of the bonds of those in the run, and what was forfeited.
     function invariant_WhatIsHeldIsRefundsAndBondsAndForfeits() public view {
-        (BlockFlow.Stage stage,, uint104 live,) = flow.progress();
+        (Peers.Stage stage,, uint104 live,) = flow.progress();
         uint256 bonds = 0;
-        for (uint256 set = stage == BlockFlow.Stage.Finished ? 0 : live; set != 0; set &= set - 1) {
+        for (uint256 set = stage == Peers.Stage.Finished ? 0 : live; set != 0; set &= set - 1) {
             bonds += flow.bond() - uint256(flow.stake()) * flow.round();
         }
         VM.assertEq(flow.held(), handler.refunds() + bonds + flow.forfeited());
@@ -251,8 +252,8 @@ contract BlockFlowInvariantsTest {
     }
 
     function invariant_WhenItIsOverAllBondsWentBack() public view {
-        (BlockFlow.Stage stage,,,) = flow.progress();
-        if (stage == BlockFlow.Stage.Finished) VM.assertEq(handler.pots() + handler.rests(), handler.posted());
+        (Peers.Stage stage,,,) = flow.progress();
+        if (stage == Peers.Stage.Finished) VM.assertEq(handler.pots() + handler.rests(), handler.posted());
     }
 
     /// @dev Or the invariants would hold of a run in which nothing happens. Counts over eight campaigns of random calls,
@@ -264,8 +265,8 @@ contract BlockFlowInvariantsTest {
             for (uint256 i; i < 128; ++i) {
                 _call(uint256(keccak256(abi.encode(seed, i))));
             }
-            (BlockFlow.Stage stage,, uint104 live,) = flow.progress();
-            VM.assertEq(uint256(stage), uint256(BlockFlow.Stage.Finished), "stage");
+            (Peers.Stage stage,, uint104 live,) = flow.progress();
+            VM.assertEq(uint256(stage), uint256(Peers.Stage.Finished), "stage");
             VM.assertEq(handler.rounds(), flow.rounds());
             if (handler.eliminated() != 0) ++counts[0];
             if (live != 0x1c) ++counts[1];

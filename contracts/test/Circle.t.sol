@@ -3,6 +3,7 @@ pragma solidity ^0.8.28;
 
 import {BlockFlow} from "../src/BlockFlow.sol";
 import {Circle} from "../src/Circle.sol";
+import {Peers} from "../src/Peers.sol";
 import {Scoring} from "../src/Scoring.sol";
 import {Experiment} from "./Experiment.sol";
 import {VM} from "./Vm.sol";
@@ -74,7 +75,7 @@ contract CircleTest is Experiment {
             _submitAll();
             VM.expectEmit(address(flow));
             // forge-lint: disable-next-line(unsafe-typecast)
-            emit BlockFlow.Drawn(uint32(round), expected, _all(N));
+            emit Peers.Drawn(uint32(round), expected, _all(N));
             _retrieveAll();
             _commitAll(scores);
             _scoreAll(scores);
@@ -96,31 +97,31 @@ contract CircleTest is Experiment {
 
     function test_AModelNeedsALot() public {
         _beginDrawn(N, Q);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        Peers.SignedContribution[] memory batch = _contributions(_set(0));
         batch[0].lot = 0;
-        _expectRejected(0, BlockFlow.Fault.Malformed);
+        _expectRejected(0, Peers.Fault.Malformed);
         flow.submit(batch);
         VM.assertEq(_acted(), 0);
     }
 
     function test_ALotIsSigned() public {
         _beginDrawn(N, Q);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        Peers.SignedContribution[] memory batch = _contributions(_set(0));
         batch[0].lot = _lot(0, "other");
-        _expectRejected(0, BlockFlow.Fault.BadSignature);
+        _expectRejected(0, Peers.Fault.BadSignature);
         flow.submit(batch);
     }
 
     function test_WhereAllAuditAllThereAreNoLots() public {
         _begin(N);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(0));
+        Peers.SignedContribution[] memory batch = _contributions(_set(0));
         batch[0].lot = _lot(0, "secret");
-        _expectRejected(0, BlockFlow.Fault.Malformed);
+        _expectRejected(0, Peers.Fault.Malformed);
         flow.submit(batch);
         _submitAll();
-        BlockFlow.SignedRetrieval[] memory retrievals = new BlockFlow.SignedRetrieval[](1);
+        Peers.SignedRetrieval[] memory retrievals = new Peers.SignedRetrieval[](1);
         retrievals[0] = _retrieval(0, _all(N), "secret");
-        _expectRejected(0, BlockFlow.Fault.WrongOpening);
+        _expectRejected(0, Peers.Fault.WrongOpening);
         flow.retrieve(retrievals);
         _retrieveAll();
         VM.assertEq(flow.seed(), 0);
@@ -130,9 +131,9 @@ contract CircleTest is Experiment {
     function test_AnotherSecretIsPassedOverAndTheRightOneTakenLater() public {
         _beginDrawn(N, Q);
         _submitAll();
-        BlockFlow.SignedRetrieval[] memory batch = new BlockFlow.SignedRetrieval[](1);
+        Peers.SignedRetrieval[] memory batch = new Peers.SignedRetrieval[](1);
         batch[0] = _retrieval(0, _all(N), "other");
-        _expectRejected(0, BlockFlow.Fault.WrongOpening);
+        _expectRejected(0, Peers.Fault.WrongOpening);
         flow.retrieve(batch);
         VM.prank(_account(0));
         flow.retrieve(batch);
@@ -144,14 +145,14 @@ contract CircleTest is Experiment {
 
     function test_ACopiedLotCannotBeOpened() public {
         _beginDrawn(N, Q);
-        BlockFlow.SignedContribution[] memory batch = _contributions(_set(1));
+        Peers.SignedContribution[] memory batch = _contributions(_set(1));
         batch[0].lot = _lot(0, _secret(0));
         VM.prank(_account(1));
         flow.submit(batch);
         _submitAll();
-        BlockFlow.SignedRetrieval[] memory retrievals = new BlockFlow.SignedRetrieval[](1);
+        Peers.SignedRetrieval[] memory retrievals = new Peers.SignedRetrieval[](1);
         retrievals[0] = _retrieval(1, _all(N), _secret(0));
-        _expectRejected(1, BlockFlow.Fault.WrongOpening);
+        _expectRejected(1, Peers.Fault.WrongOpening);
         flow.retrieve(retrievals);
     }
 
@@ -185,14 +186,14 @@ contract CircleTest is Experiment {
         _beginDrawn(N, Q);
         _submitAll();
         _retrieveAll();
-        BlockFlow.SignedCommitment[] memory batch = _commitments(_all(N), scores);
+        Peers.SignedCommitment[] memory batch = _commitments(_all(N), scores);
         batch[0] = _signedCommitment(0, _commitment(0, new bytes(2 * Q - 2)));
         batch[1] = _signedCommitment(1, _commitment(1, new bytes(2 * N)));
         flow.commit(batch);
-        BlockFlow.Opening[] memory openings = _openings(_all(N), scores);
+        Peers.Opening[] memory openings = _openings(_all(N), scores);
         (openings[0].row, openings[1].row) = (new bytes(2 * Q - 2), new bytes(2 * N));
-        _expectRejected(0, BlockFlow.Fault.WrongOpening);
-        _expectRejected(1, BlockFlow.Fault.WrongOpening);
+        _expectRejected(0, Peers.Fault.WrongOpening);
+        _expectRejected(1, Peers.Fault.WrongOpening);
         flow.reveal(openings);
         VM.assertEq(_acted(), _all(N) ^ _set(0) ^ _set(1));
     }
@@ -222,7 +223,7 @@ contract CircleTest is Experiment {
         }
         (bytes memory lower, bytes memory upper) = _middles(others, _all(N));
         bytes memory rows = _rows(others, _all(N));
-        VM.expectRevert(abi.encodeWithSelector(BlockFlow.DoesNotOpen.selector, 3));
+        VM.expectRevert(abi.encodeWithSelector(Peers.DoesNotOpen.selector, 3));
         flow.score(rows, _salts(N), lower, upper);
         _scoreAll(scores);
     }
@@ -240,9 +241,9 @@ contract CircleTest is Experiment {
         _retrieveAll();
         if (n > 2) flow.commit(_commitments(_all(n) & ~_set(seed % n), scores));
         else _commitAll(scores);
-        if (_stage() == BlockFlow.Stage.Commit) _next();
+        if (_stage() == Peers.Stage.Commit) _next();
         if (n > 4) flow.reveal(_openings(_live() & ~_set(seed / n % n), scores));
-        if (n > 4 && _stage() == BlockFlow.Stage.Reveal) _next();
+        if (n > 4 && _stage() == Peers.Stage.Reveal) _next();
         uint256 live = _live();
         uint256[] memory expected = _algorithm1(scores, live);
         VM.recordLogs();

@@ -4,6 +4,7 @@ pragma solidity ^0.8.28;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
 import {BlockFlow} from "../src/BlockFlow.sol";
+import {Peers} from "../src/Peers.sol";
 import {RewardToken} from "../src/RewardToken.sol";
 import {VM, Vm} from "./Vm.sol";
 
@@ -69,7 +70,7 @@ abstract contract Experiment {
     }
 
     /// @dev Insertion keeps them sorted by account.
-    function _makeKeys(uint256 n) private {
+    function _makeKeys(uint256 n) internal {
         delete keys;
         address[] memory accounts = new address[](n);
         for (uint256 i; i < n; ++i) {
@@ -91,7 +92,7 @@ abstract contract Experiment {
         (, deadline,,) = flow.progress();
     }
 
-    function _stage() internal view returns (BlockFlow.Stage stage) {
+    function _stage() internal view returns (Peers.Stage stage) {
         (stage,,,) = flow.progress();
     }
 
@@ -107,7 +108,7 @@ abstract contract Experiment {
         (, refund) = flow.agents(agent);
     }
 
-    function _assertStage(BlockFlow.Stage stage) internal view {
+    function _assertStage(Peers.Stage stage) internal view {
         VM.assertEq(uint256(_stage()), uint256(stage), "stage");
     }
 
@@ -126,7 +127,7 @@ abstract contract Experiment {
         return keccak256(abi.encodePacked(hex"1901", domain, structHash));
     }
 
-    function _entry(uint256 agent, uint256 value) internal view returns (BlockFlow.Entry memory) {
+    function _entry(uint256 agent, uint256 value) internal view returns (Peers.Entry memory) {
         address account = _account(agent);
         uint256 deadline = type(uint256).max;
         bytes32 permit = keccak256(
@@ -142,17 +143,17 @@ abstract contract Experiment {
         (uint8 v, bytes32 r, bytes32 s) =
             VM.sign(keys[agent], keccak256(abi.encodePacked(hex"1901", token.DOMAIN_SEPARATOR(), permit)));
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.Entry(uint8(agent), deadline, v, r, s);
+        return Peers.Entry(uint8(agent), deadline, v, r, s);
     }
 
-    function _entries(uint256 n) internal view returns (BlockFlow.Entry[] memory batch) {
-        batch = new BlockFlow.Entry[](n);
+    function _entries(uint256 n) internal view returns (Peers.Entry[] memory batch) {
+        batch = new Peers.Entry[](n);
         for (uint256 i; i < n; ++i) {
             batch[i] = _entry(i, BOND);
         }
     }
 
-    function _contribution(uint256 agent) internal view returns (BlockFlow.SignedContribution memory) {
+    function _contribution(uint256 agent) internal view returns (Peers.SignedContribution memory) {
         bytes32 digest = _random("model", agent);
         bytes memory cid = abi.encodePacked(bytes4(0x01551220), _random("sealed", agent));
         bytes32 lot = auditors == 0 ? bytes32(0) : _lot(agent, _secret(agent));
@@ -167,7 +168,7 @@ abstract contract Experiment {
         );
         (bytes32 r, bytes32 vs) = VM.signCompact(keys[agent], _digest(hash));
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.SignedContribution(uint8(agent), digest, cid, lot, r, vs);
+        return Peers.SignedContribution(uint8(agent), digest, cid, lot, r, vs);
     }
 
     /// @dev What an agent tells only when all models are there.
@@ -183,21 +184,21 @@ abstract contract Experiment {
         );
     }
 
-    function _contributions(uint256 set) internal view returns (BlockFlow.SignedContribution[] memory batch) {
-        batch = new BlockFlow.SignedContribution[](_count(set));
+    function _contributions(uint256 set) internal view returns (Peers.SignedContribution[] memory batch) {
+        batch = new Peers.SignedContribution[](_count(set));
         for ((uint256 i, uint256 filled) = (0, 0); i < keys.length; ++i) {
             if (_has(set, i)) batch[filled++] = _contribution(i);
         }
     }
 
-    function _retrieval(uint256 agent, uint256 retrieved) internal view returns (BlockFlow.SignedRetrieval memory) {
+    function _retrieval(uint256 agent, uint256 retrieved) internal view returns (Peers.SignedRetrieval memory) {
         return _retrieval(agent, retrieved, auditors == 0 ? bytes32(0) : _secret(agent));
     }
 
     function _retrieval(uint256 agent, uint256 retrieved, bytes32 secret)
         internal
         view
-        returns (BlockFlow.SignedRetrieval memory)
+        returns (Peers.SignedRetrieval memory)
     {
         bytes32 hash = keccak256(
             abi.encode(
@@ -206,16 +207,12 @@ abstract contract Experiment {
         );
         (bytes32 r, bytes32 vs) = VM.signCompact(keys[agent], _digest(hash));
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.SignedRetrieval(uint8(agent), retrieved, secret, r, vs);
+        return Peers.SignedRetrieval(uint8(agent), retrieved, secret, r, vs);
     }
 
     /// @dev The agents in `set` say that they retrieved `retrieved`.
-    function _retrievals(uint256 set, uint256 retrieved)
-        internal
-        view
-        returns (BlockFlow.SignedRetrieval[] memory batch)
-    {
-        batch = new BlockFlow.SignedRetrieval[](_count(set));
+    function _retrievals(uint256 set, uint256 retrieved) internal view returns (Peers.SignedRetrieval[] memory batch) {
+        batch = new Peers.SignedRetrieval[](_count(set));
         for ((uint256 i, uint256 filled) = (0, 0); i < keys.length; ++i) {
             if (_has(set, i)) batch[filled++] = _retrieval(i, retrieved);
         }
@@ -238,39 +235,35 @@ abstract contract Experiment {
     function _signedCommitment(uint256 agent, bytes32 commitment)
         internal
         view
-        returns (BlockFlow.SignedCommitment memory)
+        returns (Peers.SignedCommitment memory)
     {
         bytes32 hash = keccak256(
             abi.encode(keccak256("Commitment(uint32 round,bytes32 commitment)"), flow.round(), commitment)
         );
         (bytes32 r, bytes32 vs) = VM.signCompact(keys[agent], _digest(hash));
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.SignedCommitment(uint8(agent), commitment, r, vs);
+        return Peers.SignedCommitment(uint8(agent), commitment, r, vs);
     }
 
     /// @dev The agents in `set` commit to what they are asked for of their `scores`.
     function _commitments(uint256 set, uint256[][] memory scores)
         internal
         view
-        returns (BlockFlow.SignedCommitment[] memory batch)
+        returns (Peers.SignedCommitment[] memory batch)
     {
-        batch = new BlockFlow.SignedCommitment[](_count(set));
+        batch = new Peers.SignedCommitment[](_count(set));
         for ((uint256 i, uint256 filled) = (0, 0); i < keys.length; ++i) {
             if (_has(set, i)) batch[filled++] = _signedCommitment(i, _commitment(i, _row(_said(scores, i))));
         }
     }
 
-    function _opening(uint256 agent, uint256[] memory row) internal pure returns (BlockFlow.Opening memory) {
+    function _opening(uint256 agent, uint256[] memory row) internal pure returns (Peers.Opening memory) {
         // forge-lint: disable-next-line(unsafe-typecast)
-        return BlockFlow.Opening(uint8(agent), _row(row), SALT);
+        return Peers.Opening(uint8(agent), _row(row), SALT);
     }
 
-    function _openings(uint256 set, uint256[][] memory scores)
-        internal
-        view
-        returns (BlockFlow.Opening[] memory batch)
-    {
-        batch = new BlockFlow.Opening[](_count(set));
+    function _openings(uint256 set, uint256[][] memory scores) internal view returns (Peers.Opening[] memory batch) {
+        batch = new Peers.Opening[](_count(set));
         for ((uint256 i, uint256 filled) = (0, 0); i < keys.length; ++i) {
             if (_has(set, i)) batch[filled++] = _opening(i, _said(scores, i));
         }
@@ -346,7 +339,7 @@ abstract contract Experiment {
     }
 
     /// @dev Of what an agent thinks of all models, what it is asked for: nothing, if others are drawn and it is not.
-    function _said(uint256[][] memory scores, uint256 agent) internal view returns (uint256[] memory said) {
+    function _said(uint256[][] memory scores, uint256 agent) internal view virtual returns (uint256[] memory said) {
         if (auditors == 0) return scores[agent];
         if (!_has(flow.drawn(), agent)) return said;
         uint256[] memory circle = _circle();
@@ -358,7 +351,7 @@ abstract contract Experiment {
     }
 
     /// @dev Those of the agents in `live` that audit the model of `agent`.
-    function _auditors(uint256 agent, uint256 live) internal view returns (uint256 set) {
+    function _auditors(uint256 agent, uint256 live) internal view virtual returns (uint256 set) {
         if (auditors == 0) return live;
         uint256[] memory circle = _circle();
         uint256 place = _place(circle, agent) + circle.length;
@@ -483,10 +476,10 @@ abstract contract Experiment {
         }
     }
 
-    function _expectRejected(uint256 agent, BlockFlow.Fault fault) internal {
+    function _expectRejected(uint256 agent, Peers.Fault fault) internal {
         VM.expectEmit(address(flow));
         // forge-lint: disable-next-line(unsafe-typecast)
-        emit BlockFlow.Rejected(_stage(), uint8(agent), fault);
+        emit Peers.Rejected(_stage(), uint8(agent), fault);
     }
 
     // --- sets ---
