@@ -436,6 +436,26 @@ class Aggregate:
         return domain.encode("Aggregate", types, {"round": self.round, "digest": self.digest})
 
 
+@dataclass(frozen=True)
+class Leave:
+    """What a DataTrust worker signs that leaves, with its deposit, when a round is over.
+
+    Parameters
+    ----------
+    agent : int
+        Its number in the task.
+    round : int
+    """
+
+    agent: int
+    round: int
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the worker signs."""
+        types = [{"name": "round", "type": "uint32"}]
+        return domain.encode("Leave", types, {"round": self.round})
+
+
 Said = TypeVar("Said", TrainedModel, Retrieval, Commitment, Aggregate)
 SignedBy = tuple[Said, bytes]
 """What an agent said, and its signature."""

@@ -232,6 +232,23 @@ class History:
     withdrawn: Counter[str] = field(default_factory=Counter)
 
 
+def in_order(agents: Sequence[str]) -> list[str]:
+    """The accounts of an experiment's agents, by number.
+
+    Raises
+    ------
+    FormatError
+        If there are too many agents, none, or one of them twice.
+    """
+    ascending: list[str] = sorted({to_checksum_address(agent) for agent in agents}, key=str.lower)
+    if len(ascending) != len(agents) or not 0 < len(agents) <= MAX_AGENTS:
+        raise FormatError(
+            f"{len(agents)} agents, {len(ascending)} of them different: there must be from 1 "
+            f"to {MAX_AGENTS}, each once"
+        )
+    return ascending
+
+
 class Experiment:
     """BlockFLow's contract, in the package's own words.
 
@@ -246,7 +263,7 @@ class Experiment:
         self.contract = contract
         self.domain = Domain(contract.ledger.chain_id, contract.address)
         self._account = account
-        self._auditors: int = contract.call("auditors")
+        self._auditors = self._drawn_auditors()
         count = contract.call("agentCount")
         accounts = [contract.call("agents", number)[0] for number in range(count)]
         self.agents: list[str] = [to_checksum_address(account) for account in accounts]
@@ -269,14 +286,13 @@ class Experiment:
         Reverted
             If the terms can't be kept.
         """
-        ascending = sorted({to_checksum_address(agent) for agent in agents}, key=str.lower)
-        if len(ascending) != len(agents) or not 0 < len(agents) <= MAX_AGENTS:
-            raise FormatError(
-                f"{len(agents)} agents, {len(ascending)} of them different: there must be from 1 "
-                f"to {MAX_AGENTS}, each once"
-            )
-        contract = ledger.deploy(account, "BlockFlow", token, terms.as_tuple(), ascending)
+        contract = ledger.deploy(account, "BlockFlow", token, terms.as_tuple(), in_order(agents))
         return cls(contract, account)
+
+    def _drawn_auditors(self) -> int:
+        """By how many agents each model is audited, if they are drawn; else 0."""
+        number: int = self.contract.call("auditors")
+        return number
 
     def number_of(self, account: str) -> int:
         """The number of an agent, or FormatError."""
