@@ -1,6 +1,7 @@
 """What agents of a BlockFLow experiment that do not follow the protocol do, and those who relay."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -41,10 +42,17 @@ Attack = Callable[[Experiment, Sequence[int]], None]
 
 
 def skip_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time go on whenever somebody would wait, so that deadlines pass and nobody waits."""
-    real, skipped = time.time, [0.0]
+    """Let time go on whenever this thread would wait, so that deadlines pass and nobody waits."""
+    real, sleep, here, skipped = time.time, time.sleep, threading.get_ident(), [0.0]
+
+    def skip(seconds: float) -> None:
+        if threading.get_ident() != here:
+            sleep(seconds)  # a thread that another test has left
+        else:
+            skipped.append(max(seconds, 1.0))
+
     monkeypatch.setattr(time, "time", lambda: real() + sum(skipped))
-    monkeypatch.setattr(time, "sleep", lambda seconds: skipped.append(max(seconds, 1.0)))
+    monkeypatch.setattr(time, "sleep", skip)
     monkeypatch.setattr(Auditor.__init__, "__defaults__", (time.time,))
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
