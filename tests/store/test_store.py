@@ -108,7 +108,9 @@ def test_more_than_the_limit_is_refused(store: Store) -> None:
         store.get(CID, limit=len(DATA) - 1)
 
 
-@pytest.mark.parametrize("cid", ["", "../secret", CID.upper(), "Qm" + CID[2:]])
+@pytest.mark.parametrize(
+    "cid", ["", "../secret", CID.upper(), "Qm" + CID[2:]], ids=["none", "path", "capitals", "old"]
+)
 def test_only_a_cid_is_asked_for(store: Store, cid: str) -> None:
     with pytest.raises(FormatError, match="CID"):
         store.get(cid)
