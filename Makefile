@@ -15,7 +15,7 @@ endif
 # npm's wrapper of forge hides its exit status
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
 SLITHER := 0.11.6
-PYTEST := $(BIN)/pytest -m "slow or not slow" --durations=10 --cov=flower_chain --cov-branch
+PYTEST := $(BIN)/pytest -m "not matrix" --durations=10 --cov=flower_chain --cov-branch
 # tests that need the whole machine: of real Flower processes
 WHOLE := tests/apps tests/benchmarks tests/deployment
 # of the lines and of the branches, in percent
@@ -59,6 +59,7 @@ test-contracts: contracts/node_modules/done
 
 test-python: .venv/done contracts/node_modules/done tests/ipfs/node_modules/done
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n auto $(addprefix --ignore=,$(WHOLE)) --cov-report=
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n auto -m matrix
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(WHOLE) --cov-append --cov-report=lcov:.coverage.lcov
 	$(PYTHON) .ci/coverage.py $(COVERED) .coverage.lcov
 

@@ -84,7 +84,7 @@ Cheat = Callable[[Experiment, Message], Message | None]
 EVERY_MINORITY = [(n, m) for n in range(3, 12) for m in range(1, (n + 1) // 2)]
 LARGEST = [(n, (n - 1) // 2) for n in (3, 4, 7, 11)]
 MINORITIES = [
-    pytest.param(n, m, marks=() if (n, m) in LARGEST else pytest.mark.slow)
+    pytest.param(n, m, marks=() if (n, m) in LARGEST else pytest.mark.matrix)
     for n, m in EVERY_MINORITY
 ]
 BOND, STAKE = 10 * TOKEN_UNITS, TOKEN_UNITS
