@@ -121,7 +121,7 @@ def test_agents_and_readers_can_check_everything(finished, number):
         "aggregates": 2,
         "balances": 5,
     }
-    word = "1 models of agents that were eliminated: they count for nothing"
+    word = "1 models of agents that were eliminated, or signed nothing: they count for nothing"
     assert report.unchecked == [OWN_DATA, word]
 
 
