@@ -16,8 +16,8 @@ endif
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
 SLITHER := 0.11.6
 PYTEST := $(BIN)/pytest -m "not matrix" --durations=10 --cov=flower_chain --cov-branch
-# tests that need the whole machine: of real Flower processes
-WHOLE := tests/apps tests/benchmarks tests/deployment
+# tests of real Flower processes, which run file by file
+REAL := tests/apps tests/benchmarks tests/deployment
 # of the lines and of the branches, in percent
 COVERED := 95
 
@@ -58,9 +58,10 @@ test-contracts: contracts/node_modules/done
 	$(PYTHON) .ci/coverage.py $(COVERED) contracts/out/coverage.lcov
 
 test-python: .venv/done contracts/node_modules/done tests/ipfs/node_modules/done
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n auto $(addprefix --ignore=,$(WHOLE)) --cov-report=
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n auto $(addprefix --ignore=,$(REAL)) --cov-report=
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n auto -m matrix
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) $(WHOLE) --cov-append --cov-report=lcov:.coverage.lcov
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n auto --dist loadfile $(REAL) --cov-append \
+	    --cov-report=lcov:.coverage.lcov
 	$(PYTHON) .ci/coverage.py $(COVERED) .coverage.lcov
 
 .venv/done: pyproject.toml constraints.txt
