@@ -45,7 +45,7 @@ from flower_chain.ledger.embedded import EmbeddedLedger
 from flower_chain.ledger.federation import Federation
 from flower_chain.records import Contribution
 from flower_chain.run import RecordAndRewardRun
-from flower_chain.strategy import LedgerStrategy, admission
+from flower_chain.strategy import RecordAndReward, admission
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -106,14 +106,14 @@ PLACES: Sequence[tuple[Any, str, str]] = (
     (Contribution, "encode", "sign"),
     (client_app, "sign", "sign"),
     (in_process, "delivered", "transfer"),
-    (LedgerStrategy, "configure_train", "ask"),
-    (LedgerStrategy, "_admit", "admit"),
+    (RecordAndReward, "configure_train", "ask"),
+    (RecordAndReward, "_admit", "admit"),
     (admission.Admitter, "admit", "admit"),
     (admission, "keep", "store"),
-    (LedgerStrategy, "_check_evidence", "judge"),
+    (RecordAndReward, "_check_evidence", "judge"),
     (Federation, "collect", "record"),
     (EmbeddedLedger, "_execute", "evm"),
-    (LedgerStrategy, "_aggregate", "aggregate"),
+    (RecordAndReward, "_aggregate", "aggregate"),
     (RecordAndRewardRun, "model", "settle"),
     (Examiner, "error", "settle"),
     (Federation, "settle", "settle"),
