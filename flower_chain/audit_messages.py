@@ -33,7 +33,14 @@ SAID = "flower-chain.said"
 MODELS = "flower-chain.models"
 RECORDS = (STAGE, SAID, MODELS)
 
-JOIN, RETRIEVE, COMMIT, REVEAL, AGGREGATE = "join", "retrieve", "commit", "reveal", "aggregate"
+JOIN, TRAIN, RETRIEVE, COMMIT, REVEAL, AGGREGATE = (
+    "join",
+    "train",
+    "retrieve",
+    "commit",
+    "reveal",
+    "aggregate",
+)
 """What an agent can be asked."""
 
 NUMBER = re.compile("[0-9]{1,78}")

@@ -83,7 +83,7 @@ def views(record: ArrayRecord) -> Arrays:
 def read_model(content: RecordDict) -> Arrays:
     """The model in a message, or FormatError if there is not one."""
     if len(content.array_records) != 1:
-        raise FormatError(f"{len(content.array_records)} ArrayRecords: there must be one")
+        raise FormatError(f"expected one ArrayRecord, found {len(content.array_records)}")
     return views(next(iter(content.array_records.values())))
 
 

@@ -9,7 +9,8 @@ from eth_account.signers.local import LocalAccount
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.common import log
 
-from flower_chain import audit_messages, durable, keys, messages
+from flower_chain import audit_messages, durable, messages
+from flower_chain.client.account import key_file
 from flower_chain.client.auditor import Auditor
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
@@ -62,7 +63,8 @@ class Agent:
         self._request, self._plan, self._context = request, request.plan, context
         self._account, self._evaluate = account, evaluate
         self._round = request.task.version
-        self._folder = _folder(context) / f"{request.domain.chain_id}-{request.domain.contract}"
+        experiment = f"{request.domain.chain_id}-{request.domain.contract}"
+        self._folder = Path(f"{key_file(context)}.audits") / experiment
         self._auditor = Auditor(self._folder, account, Peers.of(request.plan, request.domain))
 
     def alone(self) -> AbstractContextManager[None]:
@@ -151,13 +153,12 @@ class Agent:
         for name, (found, agreed) in asked.items():
             if found != agreed:
                 raise TaskRefused(f"the permit's {name} is {found}, by the plan {agreed}")
-        key, first = _only(content)
-        self._check_first(messages.views(first))
-        self._score(key, messages.views(first))
+        first = messages.read_model(content)
+        self._check_first(first)
+        self._score(next(iter(content.array_records)), first)
         signature = sign(permit.encode(), self._account)
-        return RecordDict(
-            {audit_messages.STAGE: audit_messages.write_stage("join", signature=signature)}
-        )
+        answer = audit_messages.write_stage(audit_messages.JOIN, signature=signature)
+        return RecordDict({audit_messages.STAGE: answer})
 
     def _check_bond(self) -> None:
         """In a simulation bonds are play money; elsewhere the device's operator sets a limit."""
@@ -220,17 +221,3 @@ def _said(
     item: TrainedModel | Retrieval | Commitment | Scores | Aggregate, signature: bytes = b""
 ) -> RecordDict:
     return RecordDict({audit_messages.SAID: audit_messages.write_said([(item, signature)])})
-
-
-def _only(content: RecordDict) -> tuple[str, ArrayRecord]:
-    if len(content.array_records) != 1:
-        raise FormatError(f"expected one ArrayRecord, found {len(content.array_records)}")
-    return next(iter(content.array_records.items()))
-
-
-def _folder(context: Context) -> Path:
-    """Where a device keeps what it audits: beside its key."""
-    if (path := context.node_config.get("key-file")) is not None:
-        return Path(f"{path}.audits")
-    folder = Path(str(context.run_config.get("chain.keys") or keys.HOME / "keys")).expanduser()
-    return folder / f"device-{context.node_config['partition-id']}.audits"

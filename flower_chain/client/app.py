@@ -5,14 +5,14 @@ from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from eth_account.signers.local import LocalAccount
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp as FlowerClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
-from flower_chain import audit_messages, envelope, keys, messages, updates
+from flower_chain import audit_messages, envelope, messages, updates
 from flower_chain.audit_messages import AUDIT
+from flower_chain.client.account import device_account
 from flower_chain.client.agent import Agent
 from flower_chain.client.own_node import OwnNode
 from flower_chain.client.task import check_model, check_owner
@@ -291,24 +291,6 @@ class ClientApp(FlowerClientApp):
                 "it must be the number of data points used"
             )
         return cost
-
-
-def device_account(context: Context) -> LocalAccount:
-    """The account of the device that `context` belongs to.
-
-    Raises
-    ------
-    ConfigError
-        If nothing says where its key is.
-    KeyFileError
-        If the key can't be used.
-    """
-    if (path := context.node_config.get("key-file")) is not None:
-        return keys.load_or_create(Path(str(path)))
-    if (partition := context.node_config.get("partition-id")) is None:
-        raise ConfigError("the device has no key: set key-file in the SuperNode's --node-config")
-    folder = Path(str(context.run_config.get("chain.keys") or keys.HOME / "keys")).expanduser()
-    return keys.load_or_create(folder / f"device-{partition}.key")
 
 
 def _seal_reply(reply: Message, signed: Signed, sealed: bytes, context: Context) -> Message:

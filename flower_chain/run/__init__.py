@@ -17,9 +17,7 @@ from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.errors import ConfigError, FormatError
-from flower_chain.plan import Plan
-from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run
+from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run, scheme_in
 from flower_chain.run.blockflow import BlockFlowRun
 from flower_chain.run.record_and_reward import Funds, RecordAndRewardRun
 
@@ -39,15 +37,11 @@ __all__ = [
 AnyRun = RecordAndRewardRun | BlockFlowRun
 
 RUNS: dict[str, type[RecordAndRewardRun] | type[BlockFlowRun]] = {
-    "record-and-reward": RecordAndRewardRun,
-    "blockflow": BlockFlowRun,
+    RecordAndRewardRun.scheme: RecordAndRewardRun,
+    BlockFlowRun.scheme: BlockFlowRun,
 }
 
 
 def open_run(path: Path, account: LocalAccount | None = None, where: str | None = None) -> AnyRun:
     """Open a run of whatever scheme; otherwise as :meth:`Run.open`."""
-    try:
-        scheme = Plan.from_json(Pointers.read(path / FILE).plan).scheme
-    except FormatError as fault:
-        raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
-    return RUNS[scheme].open(path, account, where)
+    return RUNS[scheme_in(path)].open(path, account, where)

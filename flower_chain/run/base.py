@@ -102,18 +102,13 @@ class Run(ABC):
     ) -> None:
         self.pointers = pointers
         self.goes_on = False
-        self.plan = self._plan_of(pointers)
+        self.plan = Plan.from_json(pointers.plan)
         self.store: Store = DirectoryStore(path / "store")
         self.contract = Contract(ledger, pointers.contract, self.contract_name, pointers.block)
         self.token = Contract(ledger, pointers.token, "RewardToken")
         self._account = account
         self._held = ExitStack()
         self._held.enter_context(ledger)
-
-    @staticmethod
-    def _plan_of(pointers: Pointers) -> Plan:
-        """The plan in them, or FormatError."""
-        return Plan.from_json(pointers.plan)
 
     @classmethod
     def open(
@@ -142,7 +137,8 @@ class Run(ABC):
             If its ledger can't be read, or is in use.
         """
         pointers = Pointers.read(path / FILE)
-        cls._require_scheme(path, pointers)
+        if (scheme := scheme_in(path)) != cls.scheme:
+            raise another("scheme", cls.scheme, scheme)
         if where not in (None, pointers.ledger) and EMBEDDED in (where, pointers.ledger):
             raise another("ledger", re.sub("//[^/?#]*@", "//***@", where or ""), pointers.ledger)
         with ExitStack() as undo:
@@ -220,16 +216,6 @@ class Run(ABC):
         """Give back the ledger, and let others continue the run."""
         self._held.close()
 
-    @classmethod
-    def _require_scheme(cls, path: Path, pointers: Pointers) -> None:
-        """ConfigError if the run is of another scheme than this class."""
-        try:
-            scheme = Plan.from_json(pointers.plan).scheme
-        except FormatError as fault:
-            raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
-        if scheme != cls.scheme:
-            raise another("scheme", cls.scheme, scheme)
-
     def _require_the_same(self, plan: Plan, token: str | None) -> None:
         """ConfigError if somebody wants to continue another run than this."""
         assert self._account is not None
@@ -239,6 +225,15 @@ class Run(ABC):
             raise another("token", token, self.pointers.token)
         for name, now, then in plan.differences(self.plan):
             raise another(name, now, then)
+
+
+def scheme_in(path: Path) -> str:
+    """The scheme of the run in a folder, or ConfigError if there is none."""
+    pointers = Pointers.read(path / FILE)
+    try:
+        return Plan.from_json(pointers.plan).scheme
+    except FormatError as fault:
+        raise ConfigError(f"{path / FILE} is damaged: {fault}") from None
 
 
 def check_readers(plan: Plan, owner: LocalAccount) -> None:

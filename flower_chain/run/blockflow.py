@@ -7,7 +7,7 @@ from typing import Self
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.errors import ConfigError, LedgerError, RunEnded
+from flower_chain.errors import ConfigError, LedgerError, NodeError, RunEnded
 from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.peers import Peers
@@ -41,10 +41,6 @@ class BlockFlowRun(Run):
         super().__init__(path, pointers, ledger, account)
         self.experiment = Experiment(self.contract, account)
         self.peers = Peers.of(self.plan, self.experiment.domain)
-
-    @staticmethod
-    def _plan_of(pointers: Pointers) -> BlockFlowPlan:
-        return BlockFlowPlan.from_json(pointers.plan)
 
     @classmethod
     def start(
@@ -157,11 +153,13 @@ def _require_permits(token: Contract) -> None:
     """ConfigError unless agents can post their bonds by a signature."""
     try:
         token.call("eip712Domain")
-    except LedgerError:
+    except NodeError:
+        raise
+    except LedgerError as fault:
         raise ConfigError(
             f"token = {token.address}: agents post their bonds by permit (EIP-2612), and the token "
-            "does not tell what its permits are bound to (EIP-5267)"
-        ) from None
+            f"does not tell what its permits are bound to (EIP-5267): {fault}"
+        ) from fault
 
 
 def _terms(plan: BlockFlowPlan) -> Terms:

@@ -56,10 +56,6 @@ class RecordAndRewardRun(Run):
         super().__init__(path, pointers, ledger, account)
         self.federation = Federation(self.contract, account)
 
-    @staticmethod
-    def _plan_of(pointers: Pointers) -> RecordAndRewardPlan:
-        return RecordAndRewardPlan.from_json(pointers.plan)
-
     @classmethod
     def start(
         cls,

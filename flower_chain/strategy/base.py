@@ -61,6 +61,12 @@ class LedgerStrategy(Strategy):
         """Open the run, note in `_done` how many rounds it has behind it, and tell the model."""
 
     @abstractmethod
+    def _prepare(
+        self, num_rounds: int, timeout: float, evaluate_config: ConfigRecord | None
+    ) -> float:
+        """ConfigError if the settings don't fit; the seconds to wait for replies, at most."""
+
+    @abstractmethod
     def _log_terms(self) -> None:
         """Log what is particular to the scheme."""
 
@@ -97,6 +103,7 @@ class LedgerStrategy(Strategy):
         strategy, the functions and the Result count all rounds of the run; Flower's log counts
         those of this process.
         """
+        timeout = self._prepare(num_rounds, timeout, evaluate_config)
         self._rounds = num_rounds
         # A device may still be busy with what a server that was killed has sent to it.
         goes_on = (self.settings.path / FILE).exists()

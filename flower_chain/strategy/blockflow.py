@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flower_chain import audit_messages, messages, updates
 from flower_chain.errors import ConfigError, FormatError, Reverted, RunEnded, StoreError
@@ -125,28 +125,6 @@ class BlockFlow(LedgerStrategy):
         self._rounds_said: dict[int, _Round] = {}
         self._complaints: dict[int, str] = {}
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Begin the experiment or continue it, then start as Flower does.
-
-        As :meth:`LedgerStrategy.start`. The agents' evaluations of a round's model are waited for a
-        quarter of the time that training may take, at most: the next round's has begun by then.
-        """
-        self.settings.check_rounds(num_rounds)
-        self._evaluate_config = evaluate_config or ConfigRecord()
-        timeout = min(timeout, self.settings.train_seconds / 4)
-        return super().start(
-            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
-        )
-
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -163,7 +141,7 @@ class BlockFlow(LedgerStrategy):
         )
         content = RecordDict(dict(next(iter(inner)).content))
         content[messages.RECORD] = self._request(self._number, self._received)
-        content[audit_messages.STAGE] = audit_messages.write_stage("train")
+        content[audit_messages.STAGE] = audit_messages.write_stage(audit_messages.TRAIN)
         if self._number > 0:
             self._write_verdict(content, self._number - 1)
         self._task = content
@@ -183,6 +161,14 @@ class BlockFlow(LedgerStrategy):
         return record_of(arrays), self._metrics(said)
 
     # -- beginning ------------------------------------------------------------------------------
+
+    def _prepare(
+        self, num_rounds: int, timeout: float, evaluate_config: ConfigRecord | None
+    ) -> float:
+        self.settings.check_rounds(num_rounds)
+        self._evaluate_config = evaluate_config or ConfigRecord()
+        # Flower waits for the evaluations of a model, while the next round's training has begun.
+        return min(timeout, self.settings.train_seconds / 4)
 
     def _log_terms(self) -> None:
         plan = self._run.plan
@@ -343,10 +329,11 @@ class BlockFlow(LedgerStrategy):
         )
 
     def _sealed(self, model: TrainedModel) -> bytes:
-        """A model's bytes; nothing if they never came here."""
+        """A model's bytes; nothing if they are not here, as when another relay had them."""
         try:
             return self._run.store.get(cid_from_bytes(model.cid))
-        except (FormatError, StoreError):
+        except (FormatError, StoreError) as fault:
+            log(WARNING, "The model of agent %d is not passed on: %s", model.agent, fault)
             return b""
 
     def _commit(self, said: _Round) -> None:

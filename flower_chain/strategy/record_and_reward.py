@@ -1,6 +1,6 @@
 """papers/1: record and reward federated learning contributions."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging import INFO, WARNING
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from flower_chain import messages, updates
@@ -90,33 +90,15 @@ class RecordAndReward(LedgerStrategy):
         log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
         log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Begin the run or continue it, then start as Flower does.
-
-        As :meth:`LedgerStrategy.start`.
-
-        Raises
-        ------
-        ConfigError
-            If the owner may need longer for a round than others must wait to pay it.
-        """
+    def _prepare(
+        self, _num_rounds: int, timeout: float, _evaluate_config: ConfigRecord | None
+    ) -> float:
         if self.settings.patience <= 3 * timeout:
             raise ConfigError(
                 f"patience = {self.settings.patience}: a round may take {3 * timeout:g} s, and "
                 "before its end nobody should be able to have paid what the owner has not seen"
             )
-        return super().start(
-            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
-        )
+        return timeout
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

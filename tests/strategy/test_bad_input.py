@@ -34,7 +34,7 @@ from local_grid import Node, silent
 from softmax import Device, digits, fresh, predict, record
 
 from flower_chain import Examiner, messages
-from flower_chain.client.app import device_account
+from flower_chain.client.account import device_account
 from flower_chain.keys import public_key
 from flower_chain.ledger.federation import Finding
 from flower_chain.messages import HELLO, RECORD, SEALED

@@ -55,7 +55,7 @@ from softmax import Device, arrays_in, fresh, part_of, predict, record
 
 from flower_chain import BlockFlow, audit_messages, messages
 from flower_chain.audit_messages import AGGREGATE, COMMIT, JOIN, RETRIEVE, REVEAL
-from flower_chain.client.app import device_account
+from flower_chain.client.account import device_account
 from flower_chain.errors import RunEnded
 from flower_chain.ledger import EmbeddedLedger
 from flower_chain.ledger.blockflow import Fault, Rejection, Stage

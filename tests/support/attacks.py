@@ -16,7 +16,7 @@ from local_grid import LocalGrid, Meddler, Node, delivered, silent
 
 from flower_chain import audit_messages, messages
 from flower_chain.audit_messages import AGGREGATE, AUDIT, COMMIT, RETRIEVE, REVEAL
-from flower_chain.client.app import device_account
+from flower_chain.client.account import device_account
 from flower_chain.client.auditor import Auditor
 from flower_chain.peers import Peers
 from flower_chain.plan import BlockFlowPlan

@@ -18,7 +18,7 @@ from web3 import HTTPProvider, Web3
 from web3.types import RPCEndpoint
 
 from flower_chain import RecordAndReward, RecordAndRewardSettings, messages, updates
-from flower_chain.client.app import device_account
+from flower_chain.client.account import device_account
 from flower_chain.envelope import close
 from flower_chain.keys import public_key
 from flower_chain.ledger.federation import History
