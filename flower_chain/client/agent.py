@@ -1,6 +1,6 @@
-"""A device as an agent of a BlockFLow experiment: Flower's messages, answered by an Auditor."""
+"""A device as an agent that audits others: Flower's messages, answered by an Auditor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from logging import WARNING
 from pathlib import Path
@@ -15,11 +15,12 @@ from flower_chain.client.auditor import Auditor
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
 from flower_chain.peers import Peers
-from flower_chain.plan import BlockFlowPlan
+from flower_chain.plan import PeersPlan
 from flower_chain.records import (
     TOKEN_UNITS,
     Aggregate,
     Commitment,
+    Leave,
     Retrieval,
     Scores,
     TrainedModel,
@@ -27,9 +28,12 @@ from flower_chain.records import (
 )
 from flower_chain.updates import Arrays, digest_of
 
-Evaluate = Callable[[str, Arrays, str], float]
-"""From the key of a model's record, the model, and the name of a metric to what ``evaluate()`` says
+Evaluate = Callable[[str, Arrays, Sequence[str]], list[float]]
+"""From the key of a model's record, the model, and the names of metrics to what ``evaluate()`` says
 of the model on the device's own data."""
+
+LEAVE_AFTER = "leave-after"
+"""In a SuperNode's ``--node-config``: after how many rounds the device leaves, with its deposit."""
 
 
 class Agent:
@@ -58,7 +62,7 @@ class Agent:
         account: LocalAccount,
         evaluate: Evaluate,
     ) -> None:
-        request = messages.read_request(content, BlockFlowPlan)
+        request = messages.read_request(content, PeersPlan)  # type: ignore[type-abstract] # only read
         check_owner(request, context)
         self._request, self._plan, self._context = request, request.plan, context
         self._account, self._evaluate = account, evaluate
@@ -81,6 +85,8 @@ class Agent:
     def begin(self, message: Message, received: ArrayRecord) -> None:
         """Refuse to train on another model than the one that all agents computed.
 
+        If the server aggregates, its signature of the model is all that there is.
+
         Raises
         ------
         TaskRefused
@@ -89,7 +95,7 @@ class Agent:
         arrays = messages.views(received)
         if self._round == 0:
             self._check_first(arrays)
-        else:
+        elif not self._plan.server_aggregates:
             expected = self._aggregate(self._round - 1, message.content)
             self._auditor.check(expected, arrays)
         self._auditor.begin(self._round, arrays)
@@ -132,8 +138,7 @@ class Agent:
             case audit_messages.COMMIT:
                 return self._commit(content)
             case audit_messages.REVEAL:
-                said = audit_messages.read_said(content, Commitment)
-                return _said(self._auditor.reveal(self._round, said))
+                return self._reveal(content)
             case audit_messages.AGGREGATE:
                 return self._tell_aggregate(content)
             case other:
@@ -185,6 +190,16 @@ class Agent:
         said = audit_messages.read_said(content, Retrieval)
         return _said(*self._auditor.commit(self._round, said, lambda m: self._judge(key, m)))
 
+    def _reveal(self, content: RecordDict) -> RecordDict:
+        """The scores; and that the device leaves, if its operator wants that after this round."""
+        scores = self._auditor.reveal(self._round, audit_messages.read_said(content, Commitment))
+        leave = Leave(self._auditor.number, self._round)
+        if self._context.node_config.get(LEAVE_AFTER) != self._round + 1:
+            return _said(scores)
+        signature = sign(leave.encode(self._request.domain), self._account)
+        said = audit_messages.write_said([(scores, b""), (leave, signature)])
+        return RecordDict({audit_messages.SAID: said})
+
     def _judge(self, key: str, model: Arrays) -> float:
         """The score of an agent's model; one that ``evaluate()`` fails on is worth nothing."""
         try:
@@ -194,12 +209,13 @@ class Agent:
             return 0.0
 
     def _score(self, key: str, model: Arrays) -> float:
-        found = self._evaluate(key, model, self._plan.metric)
-        if not 0 <= found <= 1:
-            raise ConfigError(
-                f"evaluate() returned {self._plan.metric} = {found!r}: a score must be in [0, 1]"
-            )
-        return found
+        measured = self._evaluate(key, model, self._plan.metrics)
+        for name, found in zip(self._plan.metrics, measured, strict=True):
+            if not 0 <= found <= 1:
+                raise ConfigError(
+                    f"evaluate() returned {name} = {found!r}: a score must be in [0, 1]"
+                )
+        return self._plan.score_of(measured)
 
     def _tell_aggregate(self, content: RecordDict) -> RecordDict:
         """What the model is that the round ended with; if that is asked for, the model."""
