@@ -32,9 +32,12 @@ class BlockFlowRun(PeersRun):
         plan: BlockFlowPlan,
         model: tuple[bytes, bytes],
     ) -> Experiment:
-        amounts = plan.bond, plan.stake
-        frame = plan.digest, plan.rounds, plan.quorum
-        terms = Terms(*frame, *amounts, plan.seconds, plan.auditors)
-        made = Experiment.deploy(ledger, owner, token, terms, plan.accounts)
+        made = Experiment.deploy(ledger, owner, token, _terms(plan), plan.accounts)
         made.publish(0, *model)
         return made
+
+
+def _terms(plan: BlockFlowPlan) -> Terms:
+    amounts = plan.bond, plan.stake
+    frame = plan.digest, plan.rounds, plan.quorum
+    return Terms(*frame, *amounts, plan.seconds, plan.auditors)

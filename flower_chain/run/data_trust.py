@@ -43,6 +43,9 @@ class DataTrustRun(PeersRun):
         plan: DataTrustPlan,
         model: tuple[bytes, bytes],
     ) -> Task:
-        frame = plan.rounds, plan.quorum, plan.bond, plan.reward
-        terms = TaskTerms(plan.digest, *model, *frame, plan.rule, plan.seconds)
-        return Task.create(ledger, owner, token, terms, plan.accounts)
+        return Task.create(ledger, owner, token, _terms(plan, model), plan.accounts)
+
+
+def _terms(plan: DataTrustPlan, model: tuple[bytes, bytes]) -> TaskTerms:
+    frame = plan.rounds, plan.quorum, plan.bond, plan.reward
+    return TaskTerms(plan.digest, *model, *frame, plan.rule, plan.seconds)
