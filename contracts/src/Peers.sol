@@ -76,7 +76,7 @@ abstract contract Peers is Treasury, EIP712, Multicall {
     /// @param cid Binary CIDv1 of the model, sealed to all agents.
     /// @param lot The hash (EIP-712) of Lot(uint32 round,uint8 agent,bytes32 secret); zero if auditors are not drawn.
     /// @param r With `vs`: its compact signature (EIP-2098) of Contribution(uint32 round,bytes32 digest,bytes cid,bytes32 lot).
-    ///        Of no account here and below if the agent itself sends the transaction.
+    ///        Of no account here and below if the agent itself sends the transaction, unless auditors are drawn.
     struct SignedContribution {
         uint8 agent;
         bytes32 digest;
@@ -227,6 +227,9 @@ abstract contract Peers is Treasury, EIP712, Multicall {
     /// @notice Agent `agent` committed to its scores.
     event Committed(uint8 agent, bytes32 commitment);
 
+    /// @notice What agent `agent` signed is what the event before says. Told if auditors are drawn.
+    event Signed(uint8 agent, bytes32 r, bytes32 vs);
+
     /// @notice Agent `agent` gave these scores. Who calls `score` needs them.
     event Revealed(uint8 agent, bytes row, bytes32 salt);
 
@@ -326,15 +329,17 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             Fault fault = _standing(item.agent, now_.live, done);
             bool wellFormed = item.cid.length == CID_LENGTH && (item.lot == 0) == (_drawnAuditors() == 0);
             if (fault == Fault.None && !wellFormed) fault = Fault.Malformed;
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
+            address signer = _signerOf(item.agent);
+            if (fault == Fault.None && signer != address(0)) {
                 bytes32 hash =
                     keccak256(abi.encode(CONTRIBUTION_TYPEHASH, round, item.digest, keccak256(item.cid), item.lot));
-                fault = _checkSignature(item.agent, hash, item.r, item.vs);
+                fault = _checkSignature(signer, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
             if (_drawnAuditors() != 0) commitments[item.agent] = item.lot;
             emit Contributed(item.agent, item.digest, item.cid, item.lot);
+            _tellSignature(item.agent, item.r, item.vs);
         }
         _act(now_, done);
     }
@@ -353,9 +358,10 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             SignedRetrieval calldata item = batch[i];
             Fault fault = _standing(item.agent, all, done);
             if (fault == Fault.None && !_opensLot(item.agent, item.secret)) fault = Fault.WrongOpening;
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
+            address signer = _signerOf(item.agent);
+            if (fault == Fault.None && signer != address(0)) {
                 bytes32 hash = keccak256(abi.encode(RETRIEVAL_TYPEHASH, round, item.retrieved, item.secret));
-                fault = _checkSignature(item.agent, hash, item.r, item.vs);
+                fault = _checkSignature(signer, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
@@ -364,6 +370,7 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             _countRetrievers(tally, retrieved);
             secrets ^= item.secret;
             emit Retrieved(item.agent, item.retrieved, item.secret);
+            _tellSignature(item.agent, item.r, item.vs);
         }
         for (uint256 j; j < tally.read; ++j) {
             _retrievals[j] = ~tally.words[j];
@@ -379,14 +386,16 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         for (uint256 i; i < batch.length; ++i) {
             SignedCommitment calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, done);
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
+            address signer = _signerOf(item.agent);
+            if (fault == Fault.None && signer != address(0)) {
                 bytes32 hash = keccak256(abi.encode(COMMITMENT_TYPEHASH, round, item.commitment));
-                fault = _checkSignature(item.agent, hash, item.r, item.vs);
+                fault = _checkSignature(signer, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
             commitments[item.agent] = item.commitment;
             emit Committed(item.agent, item.commitment);
+            _tellSignature(item.agent, item.r, item.vs);
         }
         _act(now_, done);
     }
@@ -454,12 +463,24 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         return Fault.None;
     }
 
-    /// @dev Whether `agent` signed `structHash`.
-    function _checkSignature(uint8 agent, bytes32 structHash, bytes32 r, bytes32 vs) internal view returns (Fault) {
+    /// @dev Who must have signed what `agent` says: nobody if it sends that itself. If auditors are drawn the agent also then:
+    ///      the others draw by what they know that it said.
+    function _signerOf(uint8 agent) internal view returns (address account) {
+        account = agents[agent].account;
+        if (msg.sender == account && _drawnAuditors() == 0) return address(0);
+    }
+
+    /// @dev Has anybody able to pass on what `agent` just said, also if another contract sent it here.
+    function _tellSignature(uint8 agent, bytes32 r, bytes32 vs) private {
+        if (_drawnAuditors() != 0) emit Signed(agent, r, vs);
+    }
+
+    /// @dev Whether `account` signed `structHash`.
+    function _checkSignature(address account, bytes32 structHash, bytes32 r, bytes32 vs) internal view returns (Fault) {
         // What is left out is the fault's detail.
         // slither-disable-next-line unused-return
         (address signer, ECDSA.RecoverError problem,) = ECDSA.tryRecover(_hashTypedDataV4(structHash), r, vs);
-        bool good = problem == ECDSA.RecoverError.NoError && signer == agents[agent].account;
+        bool good = problem == ECDSA.RecoverError.NoError && signer == account;
         return good ? Fault.None : Fault.BadSignature;
     }
 

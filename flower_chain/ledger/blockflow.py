@@ -180,6 +180,8 @@ class Round:
         that the contract tells, shared as :func:`flower_chain.rules.blockflow.refunds` does.
     sent : dict
         What agents signed, and the transaction that each came in.
+    signatures : dict
+        Of each of these if auditors are drawn: else the contract tells none.
     """
 
     number: int
@@ -194,6 +196,7 @@ class Round:
     rejections: list[Rejection] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     sent: dict[TrainedModel | Retrieval | Commitment, Receipt] = field(default_factory=dict)
+    signatures: dict[TrainedModel | Retrieval | Commitment, bytes] = field(default_factory=dict)
 
     @property
     def left(self) -> tuple[int, ...]:
@@ -462,6 +465,9 @@ class Experiment:
                 commitment = Commitment(agent, number, bytes(args["commitment"]))
                 current.commitments[agent] = commitment
                 current.sent[commitment] = event.receipt
+            case "Signed":
+                signature = bytes(args["r"]) + bytes(args["vs"])
+                current.signatures[next(reversed(current.sent))] = signature
             case "Revealed":
                 scores = Scores.unpack(agent, number, bytes(args["row"]), bytes(args["salt"]))
                 current.openings[agent] = scores
@@ -473,8 +479,13 @@ class Experiment:
                     current.openings[one] = Scores.unpack(one, number, row, salt)
 
     def signed(self, number: int) -> list[SignedBy[Any]]:
-        """What agents said in a round, with their signatures, as far as others relayed it."""
+        """What agents said in a round, with their signatures.
+
+        If auditors are drawn this is all that they said; else what was relayed, not by a contract.
+        """
         found = self.history().rounds[number]
+        if self._auditors:
+            return list(found.signatures.items())
         said = [pair for name in found.receipts for pair in self.signed_in(name, number) or ()]
         return [(record, signature) for record, signature in said if record in found.sent]
 
