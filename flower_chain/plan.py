@@ -252,10 +252,12 @@ class BlockFlowPlan(Plan):
         """How long each stage may take: enrol, train, retrieve, commit, reveal, score.
 
         Twice as long for revealing: who does not know what an agent committed to reveals only when
-        nobody can commit any more.
+        nobody can commit any more. If auditors are drawn, retrieving takes as long as training
+        besides: who does not know all lots tells its secret only when nobody can train any more.
         """
         train, other = self.train_s, self.stage_s
-        return other, train, other, other, 2 * other, other
+        retrieve = train + other if self.auditors else other
+        return other, train, retrieve, other, 2 * other, other
 
     @property
     def accounts(self) -> list[str]:
