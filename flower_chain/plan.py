@@ -239,7 +239,7 @@ class BlockFlowPlan(Plan):
         _within("bond", self.bond, self.stake * self.rounds, MAX_BONDS // len(accounts))
         _within("stake", self.stake, 0, MAX_BONDS)
         _within("auditors", self.auditors, 0, MAX_AGENTS)
-        _within("train-seconds", self.train_s, 1, MAX_SECONDS)
+        _within("train-seconds", self.train_s, 1, MAX_SECONDS // 2)
         _within("stage-seconds", self.stage_s, 1, MAX_SECONDS // 2)
 
     @property
