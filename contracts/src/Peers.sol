@@ -227,8 +227,8 @@ abstract contract Peers is Treasury, EIP712, Multicall {
     /// @notice Agent `agent` committed to its scores.
     event Committed(uint8 agent, bytes32 commitment);
 
-    /// @notice What agent `agent` signed is what the event before says. Told if auditors are drawn.
-    event Signed(uint8 agent, bytes32 r, bytes32 vs);
+    /// @notice The signature of what the next event says. Told if auditors are drawn.
+    event Signed(bytes32 r, bytes32 vs);
 
     /// @notice Agent `agent` gave these scores. Who calls `score` needs them.
     event Revealed(uint8 agent, bytes row, bytes32 salt);
@@ -329,17 +329,16 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             Fault fault = _standing(item.agent, now_.live, done);
             bool wellFormed = item.cid.length == CID_LENGTH && (item.lot == 0) == (_drawnAuditors() == 0);
             if (fault == Fault.None && !wellFormed) fault = Fault.Malformed;
-            address signer = _signerOf(item.agent);
-            if (fault == Fault.None && signer != address(0)) {
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
                 bytes32 hash =
                     keccak256(abi.encode(CONTRIBUTION_TYPEHASH, round, item.digest, keccak256(item.cid), item.lot));
-                fault = _checkSignature(signer, hash, item.r, item.vs);
+                fault = _checkSignature(account, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
             if (_drawnAuditors() != 0) commitments[item.agent] = item.lot;
             emit Contributed(item.agent, item.digest, item.cid, item.lot);
-            _tellSignature(item.agent, item.r, item.vs);
         }
         _act(now_, done);
     }
@@ -358,10 +357,10 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             SignedRetrieval calldata item = batch[i];
             Fault fault = _standing(item.agent, all, done);
             if (fault == Fault.None && !_opensLot(item.agent, item.secret)) fault = Fault.WrongOpening;
-            address signer = _signerOf(item.agent);
-            if (fault == Fault.None && signer != address(0)) {
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
                 bytes32 hash = keccak256(abi.encode(RETRIEVAL_TYPEHASH, round, item.retrieved, item.secret));
-                fault = _checkSignature(signer, hash, item.r, item.vs);
+                fault = _checkSignature(account, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
@@ -370,7 +369,6 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             _countRetrievers(tally, retrieved);
             secrets ^= item.secret;
             emit Retrieved(item.agent, item.retrieved, item.secret);
-            _tellSignature(item.agent, item.r, item.vs);
         }
         for (uint256 j; j < tally.read; ++j) {
             _retrievals[j] = ~tally.words[j];
@@ -386,16 +384,15 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         for (uint256 i; i < batch.length; ++i) {
             SignedCommitment calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, done);
-            address signer = _signerOf(item.agent);
-            if (fault == Fault.None && signer != address(0)) {
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
                 bytes32 hash = keccak256(abi.encode(COMMITMENT_TYPEHASH, round, item.commitment));
-                fault = _checkSignature(signer, hash, item.r, item.vs);
+                fault = _checkSignature(account, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
             commitments[item.agent] = item.commitment;
             emit Committed(item.agent, item.commitment);
-            _tellSignature(item.agent, item.r, item.vs);
         }
         _act(now_, done);
     }
@@ -463,25 +460,21 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         return Fault.None;
     }
 
-    /// @dev Who must have signed what `agent` says: nobody if it sends that itself. If auditors are drawn the agent also then:
+    /// @dev Whether what `account` says must be signed: not if it sends that itself. If auditors are drawn it must also then:
     ///      the others draw by what they know that it said.
-    function _signerOf(uint8 agent) internal view returns (address account) {
-        account = agents[agent].account;
-        if (msg.sender == account && _drawnAuditors() == 0) return address(0);
+    function _mustSign(address account) internal view returns (bool) {
+        return msg.sender != account || _drawnAuditors() != 0;
     }
 
-    /// @dev Has anybody able to pass on what `agent` just said, also if another contract sent it here.
-    function _tellSignature(uint8 agent, bytes32 r, bytes32 vs) private {
-        if (_drawnAuditors() != 0) emit Signed(agent, r, vs);
-    }
-
-    /// @dev Whether `account` signed `structHash`.
-    function _checkSignature(address account, bytes32 structHash, bytes32 r, bytes32 vs) internal view returns (Fault) {
+    /// @dev Whether `account` signed `structHash`, the last thing that may be wrong with an item. If auditors are drawn the
+    ///      signature is told, so that anybody can pass on what was said, also if another contract sent it here.
+    function _checkSignature(address account, bytes32 structHash, bytes32 r, bytes32 vs) internal returns (Fault) {
         // What is left out is the fault's detail.
         // slither-disable-next-line unused-return
         (address signer, ECDSA.RecoverError problem,) = ECDSA.tryRecover(_hashTypedDataV4(structHash), r, vs);
-        bool good = problem == ECDSA.RecoverError.NoError && signer == account;
-        return good ? Fault.None : Fault.BadSignature;
+        if (problem != ECDSA.RecoverError.NoError || signer != account) return Fault.BadSignature;
+        if (_drawnAuditors() != 0) emit Signed(r, vs);
+        return Fault.None;
     }
 
     /// @dev Notes what is wrong with an item, if anything is.

@@ -139,19 +139,19 @@ contract CircleTest is Experiment {
     function test_SignaturesAreToldWhoeverSendsThem() public {
         _beginDrawn(N, Q);
         Peers.SignedContribution[] memory contributions = _contributions(_set(0) | _set(1));
-        _expectSigned(0, contributions[0].r, contributions[0].vs);
-        _expectSigned(1, contributions[1].r, contributions[1].vs);
+        _expectSigned(contributions[0].r, contributions[0].vs);
+        _expectSigned(contributions[1].r, contributions[1].vs);
         bytes[] memory calls = new bytes[](1);
         calls[0] = abi.encodeCall(flow.submit, (contributions));
         flow.multicall(calls);
         flow.submit(_contributions(_all(N) ^ _set(0) ^ _set(1)));
         Peers.SignedRetrieval[] memory retrievals = _retrievals(_set(0), _all(N));
-        _expectSigned(0, retrievals[0].r, retrievals[0].vs);
+        _expectSigned(retrievals[0].r, retrievals[0].vs);
         VM.prank(_account(0));
         flow.retrieve(retrievals);
         _retrieveAll();
         Peers.SignedCommitment[] memory commitments = _commitments(_set(0), _honestScores(N));
-        _expectSigned(0, commitments[0].r, commitments[0].vs);
+        _expectSigned(commitments[0].r, commitments[0].vs);
         flow.commit(commitments);
     }
 
@@ -391,9 +391,9 @@ contract CircleTest is Experiment {
         flow.join(_entries(n));
     }
 
-    function _expectSigned(uint8 agent, bytes32 r, bytes32 vs) internal {
+    function _expectSigned(bytes32 r, bytes32 vs) internal {
         VM.expectEmit(address(flow));
-        emit Peers.Signed(agent, r, vs);
+        emit Peers.Signed(r, vs);
     }
 
     /// @dev An experiment in which all have committed to what they are asked for of these scores.

@@ -180,8 +180,8 @@ class Round:
         that the contract tells, shared as :func:`flower_chain.rules.blockflow.refunds` does.
     sent : dict
         What agents signed, and the transaction that each came in.
-    signatures : dict
-        Of each of these if auditors are drawn: else the contract tells none.
+    signatures : list of bytes
+        Of each of these, in order, if auditors are drawn: else the contract tells none.
     """
 
     number: int
@@ -196,7 +196,7 @@ class Round:
     rejections: list[Rejection] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     sent: dict[TrainedModel | Retrieval | Commitment, Receipt] = field(default_factory=dict)
-    signatures: dict[TrainedModel | Retrieval | Commitment, bytes] = field(default_factory=dict)
+    signatures: list[bytes] = field(default_factory=list)
 
     @property
     def left(self) -> tuple[int, ...]:
@@ -466,8 +466,7 @@ class Experiment:
                 current.commitments[agent] = commitment
                 current.sent[commitment] = event.receipt
             case "Signed":
-                signature = bytes(args["r"]) + bytes(args["vs"])
-                current.signatures[next(reversed(current.sent))] = signature
+                current.signatures.append(bytes(args["r"]) + bytes(args["vs"]))
             case "Revealed":
                 scores = Scores.unpack(agent, number, bytes(args["row"]), bytes(args["salt"]))
                 current.openings[agent] = scores
@@ -485,7 +484,7 @@ class Experiment:
         """
         found = self.history().rounds[number]
         if self._auditors:
-            return list(found.signatures.items())
+            return list(zip(found.sent, found.signatures, strict=True))
         said = [pair for name in found.receipts for pair in self.signed_in(name, number) or ()]
         return [(record, signature) for record, signature in said if record in found.sent]
 

@@ -201,8 +201,9 @@ class BlockFlowVerifier(Verifier):
 
     def _check_told_signatures(self, record: Round) -> None:
         """The same if auditors are drawn: the contract demands all signatures, and tells them."""
-        for said, receipt in record.sent.items():
-            if not self._peers.is_signed(said, record.signatures.get(said, b"")):
+        told = zip(record.sent.items(), record.signatures, strict=True)
+        for (said, receipt), signature in told:
+            if not self._peers.is_signed(said, signature):
                 raise self._not_signed(said, receipt)
             self._report.count("signatures")
 

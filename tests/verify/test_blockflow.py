@@ -377,12 +377,14 @@ def another_lot(history: History) -> None:
     """The ledger tells another one than was signed."""
     record = history.rounds[0]
     model = record.contributions[1]
-    record.sent[replace(model, lot=b"\1" * 32)] = record.sent.pop(model)
+    forged = replace(model, lot=b"\1" * 32)
+    record.sent = {forged if said == model else said: by for said, by in record.sent.items()}
 
 
-def no_signature(history: History) -> None:
+def another_signature(history: History) -> None:
     record = history.rounds[0]
-    del record.signatures[record.retrievals[2]]
+    place = list(record.sent).index(record.retrievals[2])
+    record.signatures[place] = record.signatures[0]
 
 
 def other_auditors(history: History) -> None:
@@ -435,7 +437,7 @@ def test_what_the_ledger_tells_wrongly_is_found(finished, monkeypatch, change, m
     [
         (another_secret, r"round 0, secret of agent 1 \(0x\w+\): not the one it had chosen before"),
         (another_lot, r"round 0, TrainedModel of agent 1 \(0x\w+\): not signed in the trans"),
-        (no_signature, r"round 0, Retrieval of agent 2 \(0x\w+\): not signed in the trans"),
+        (another_signature, r"round 0, Retrieval of agent 2 \(0x\w+\): not signed in the trans"),
         (other_auditors, "round 0: the auditors are not those that were drawn"),
     ],
 )
