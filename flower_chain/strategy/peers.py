@@ -544,9 +544,11 @@ class PeersStrategy(LedgerStrategy):
     def _catch_up(self, said: Said, known: Mapping[int, object]) -> None:
         """Take what was said from the ledger, unless all that are left are known, and no others.
 
-        Anyone may relay what an agent says, and what was sent here may have been too late.
+        Anyone may relay what an agent says, and what was sent here may have been too late. Auditors
+        are drawn by all secrets, also by those of agents that are out.
         """
-        if set(known) != set(self._run.experiment.progress.live):
+        drawn = self._run.peers.auditors > 0
+        if drawn or set(known) != set(self._run.experiment.progress.live):
             held = self._recall(self._number)
             said.models, said.retrievals = held.models, held.retrievals
             said.commitments = held.commitments
