@@ -12,8 +12,7 @@ from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.peers import Peers
 from flower_chain.plan import BlockFlowPlan
-from flower_chain.run.base import Pointers, Run, token_of
-from flower_chain.store import DirectoryStore
+from flower_chain.run.base import Content, Pointers, Run, contents_of, store_of, token_of
 from flower_chain.store.cid import cid_to_bytes
 from flower_chain.updates import Arrays, digest, pack
 
@@ -53,6 +52,7 @@ class BlockFlowRun(Run):
         plan_of: PlanOf,
         token: str | None,
         confirmations: int = 1,
+        store: str = "",
     ) -> Self:
         """Continue the experiment in a folder, or begin one there.
 
@@ -74,6 +74,8 @@ class BlockFlowRun(Run):
             Checksum address of the ERC-20; None deploys one, and gives each agent its bond.
         confirmations : int
             Blocks that must hold or follow a transaction before it counts.
+        store : str
+            The URL of an IPFS node; empty for the directory ``store/`` in `path`.
 
         Raises
         ------
@@ -92,15 +94,17 @@ class BlockFlowRun(Run):
                 money.transact(owner, "transfer", account, plan.bond)
             made = Experiment.deploy(ledger, owner, money.address, terms, accounts)
             packed = pack(model)
-            cid = DirectoryStore(path / "store").put(packed)
+            with store_of(path, store, plan) as opened:
+                cid = opened.put(packed)
             made.publish(0, digest(packed), cid_to_bytes(cid))
-            return Pointers.to(where, made.contract, money, plan), money
+            return Pointers.to(where, made.contract, money, plan, store=store), money
 
         return cls._start(
             path,
             where,
             owner,
             confirmations,
+            store,
             begin,
             lambda run: run._check(plan_of, token),
         )
@@ -108,6 +112,34 @@ class BlockFlowRun(Run):
     def _check(self, plan_of: PlanOf, token: str | None) -> None:
         plan = plan_of(self.plan.agent_keys)
         self._require_the_same(replace(plan, first=self.plan.first), token)
+
+    def contents(self) -> list[Content]:
+        """All that the ledger names."""
+        history = self.experiment.history()
+        models = [
+            (cid, Content(number, "model"))
+            for number, announced in history.announced.items()
+            for cid in announced.values()
+        ]
+        sealed = [
+            (
+                model.cid,
+                Content(
+                    record.number,
+                    "sealed model",
+                    self.plan.accounts[agent],
+                    is_needed=agent in record.left,
+                ),
+            )
+            for record in history.rounds
+            for agent, model in record.contributions.items()
+        ]
+        return contents_of(models + sealed)
+
+    @property
+    def reached(self) -> int:
+        """The round of the model that was announced last; the first is, before the bonds are."""
+        return max(self.experiment.history().announced)
 
     def done(self) -> int:
         """How many rounds have ended.

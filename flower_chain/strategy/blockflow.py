@@ -194,6 +194,7 @@ class BlockFlow(LedgerStrategy):
             plan_of,
             settings.token_address,
             settings.confirmations,
+            settings.store,
         )
         try:
             return self._current()

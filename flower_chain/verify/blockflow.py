@@ -51,6 +51,7 @@ class BlockFlowVerifier(Verifier):
                 model = self._check_successor(record, weights, model)
             yield self._report
         self._check_balances()
+        self._say_what_is_gone()
         self._say_what_was_passed_over()
         yield self._report
 
@@ -120,7 +121,8 @@ class BlockFlowVerifier(Verifier):
         ((found, cid),) = announced.items()
         if number == 0 and found.hex() != self._plan.first:
             raise Unverified(f"{where}: its digest is {found.hex()}, the plan's {self._plan.first}")
-        self._load(where, cid, found)
+        if not self._is_gone(number, cid):
+            self._load(where, cid, found)
         return found
 
     def _is_trained_on(self, number: int) -> bool:
@@ -137,7 +139,8 @@ class BlockFlowVerifier(Verifier):
         expected = model
         if any(weights.values()):
             opened = [arrays for arrays in trained if arrays is not None]
-            mean = weighted_mean(opened, list(weights.values())) if opened else None
+            is_whole = opened and len(opened) == len(weights)
+            mean = weighted_mean(opened, list(weights.values())) if is_whole else None
             expected = None if mean is None else digest_of(mean)
         if announced is not None and expected is not None:
             if announced != expected:
@@ -148,7 +151,12 @@ class BlockFlowVerifier(Verifier):
         return announced
 
     def _check_trained(self, model: TrainedModel) -> Arrays | None:
-        """What an agent trained, which must be stored as it signed it; None without a key."""
+        """What an agent trained, which must be stored as it signed it.
+
+        None if it can't be opened without a key, or is no longer there.
+        """
+        if self._is_gone(model.round, model.cid):
+            return None
         where = f"round {model.round}, model of {self._name(model.agent)}"
         try:
             sealed = self._run.store.get(cid_from_bytes(model.cid), self._peers.sealed_bytes)
