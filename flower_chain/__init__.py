@@ -5,6 +5,8 @@ from flower_chain.examiner import Examiner
 from flower_chain.strategy import (
     BlockFlow,
     BlockFlowSettings,
+    DataTrust,
+    DataTrustSettings,
     RecordAndReward,
     RecordAndRewardSettings,
     wrap,
@@ -14,6 +16,8 @@ __all__ = [
     "BlockFlow",
     "BlockFlowSettings",
     "ClientApp",
+    "DataTrust",
+    "DataTrustSettings",
     "Examiner",
     "RecordAndReward",
     "RecordAndRewardSettings",

@@ -1,4 +1,4 @@
-"""What travels in Flower's messages in the stages of a BlockFLow round.
+"""What travels in Flower's messages in the stages of a round in which agents audit each other.
 
 Beside the task, which :mod:`flower_chain.messages` writes, a ConfigRecord under :data:`STAGE` says
 what is asked, one under :data:`SAID` holds what agents said, each item as JSON with its signature,
@@ -19,6 +19,7 @@ from flower_chain.records import (
     Aggregate,
     BondPermit,
     Commitment,
+    Leave,
     Retrieval,
     Scores,
     TrainedModel,
@@ -49,7 +50,7 @@ NUMBER = re.compile("[0-9]{1,78}")
 SIZES = {"cid": (36,), "signature": (0, 64)}
 """Bytes of what is not a word of 32."""
 
-Item = TypeVar("Item", TrainedModel, Retrieval, Commitment, Scores, Aggregate)
+Item = TypeVar("Item", TrainedModel, Retrieval, Commitment, Scores, Aggregate, Leave)
 
 
 def write_stage(stage: str, **told: str | int | bytes) -> ConfigRecord:

@@ -1,5 +1,6 @@
-"""Who takes part in a BlockFLow experiment, and how one knows what they said."""
+"""Agents that audit each other: who they are, and how one knows what they said."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,8 +8,18 @@ from eth_account.signers.local import LocalAccount
 
 from flower_chain.errors import FormatError
 from flower_chain.keys import address_of
-from flower_chain.plan import BlockFlowPlan
-from flower_chain.records import Aggregate, Commitment, Domain, Retrieval, TrainedModel, recover
+from flower_chain.plan import BlockFlowPlan, DataTrustPlan, PeersPlan
+from flower_chain.records import (
+    Aggregate,
+    Commitment,
+    Domain,
+    Leave,
+    Retrieval,
+    TrainedModel,
+    recover,
+)
+from flower_chain.rules import data_trust
+from flower_chain.rules.blockflow import draw, score, table
 from flower_chain.store.cid import cid_from_bytes, cid_of
 from flower_chain.store.seal import sealed_bytes, unseal
 from flower_chain.updates import Format, check_finite, digest, unpack
@@ -57,10 +68,45 @@ class Peers:
             raise FormatError("auditors are drawn: how long models can be submitted must be told")
 
     @classmethod
-    def of(cls, plan: BlockFlowPlan, domain: Domain) -> "Peers":
+    def of(cls, plan: PeersPlan, domain: Domain) -> "Peers":
         """Those that a plan names."""
         keys, readers = tuple(plan.agent_keys), tuple(plan.reader_keys)
-        return cls(domain, keys, plan.model, plan.stage_s, plan.auditors, plan.train_s, readers)
+        terms = domain, keys, plan.model, plan.stage_s
+        if isinstance(plan, DataTrustPlan):
+            readers += tuple(plan.server_keys)
+            return Workers(*terms, readers=readers, floor=plan.floor)
+        assert isinstance(plan, BlockFlowPlan)
+        return cls(*terms, plan.auditors, plan.train_s, readers)
+
+    def audits(self, live: Sequence[int], seed: bytes) -> Mapping[int, Sequence[int]]:
+        """Whose models each agent that passed audits, in the order of its row.
+
+        Parameters
+        ----------
+        live : sequence of int
+            The agents that passed the retrieval rule, ascending.
+        seed : bytes
+            What auditors are drawn by; of no account if they are not drawn.
+        """
+        if self.auditors:
+            return draw(seed, live, self.auditors)
+        return dict.fromkeys(live, range(len(self.keys)))
+
+    def weights(
+        self, rows: Mapping[int, Sequence[int]], audits: Mapping[int, Sequence[int]]
+    ) -> dict[int, int]:
+        """What the model of each agent that is left weighs in the mean of a round.
+
+        If all weigh nothing, the model stays as it was.
+
+        Parameters
+        ----------
+        rows : mapping of int to sequence of int
+            What each of these agents said.
+        audits : mapping of int to sequence of int
+            As :meth:`audits` tells.
+        """
+        return dict(zip(sorted(rows), score(*table(rows, audits)).overall, strict=True))
 
     @property
     def recipients(self) -> tuple[bytes, ...]:
@@ -78,7 +124,7 @@ class Peers:
         return [address_of(key) for key in self.keys]
 
     def is_signed(
-        self, said: TrainedModel | Retrieval | Commitment | Aggregate, signature: bytes
+        self, said: TrainedModel | Retrieval | Commitment | Aggregate | Leave, signature: bytes
     ) -> bool:
         """Whether `signature` is that of the agent that `said` names."""
         if not 0 <= said.agent < len(self.keys):
@@ -125,3 +171,27 @@ class Peers:
         """What a sealed model is bound to."""
         place = f"{self.domain.chain_id} {self.domain.contract} {model.round} {model.agent}"
         return f"flower-chain model {place} ".encode() + model.digest
+
+
+@dataclass(frozen=True)
+class Workers(Peers):
+    """Those who take part in a data trust's task: each scores all others, and not itself.
+
+    Parameters
+    ----------
+    floor : int
+        The median that a model must have to be part of the mean, in units of 1/65535.
+    """
+
+    floor: int = 0
+
+    def audits(self, live: Sequence[int], seed: bytes) -> Mapping[int, Sequence[int]]:
+        """All others of the task, whether they passed or not."""
+        everybody = data_trust.audits(len(self.keys))
+        return {worker: everybody[worker] for worker in live}
+
+    def weights(
+        self, rows: Mapping[int, Sequence[int]], audits: Mapping[int, Sequence[int]]
+    ) -> dict[int, int]:
+        """One or nothing; see :func:`flower_chain.rules.data_trust.weights_of`."""
+        return data_trust.weights_of(rows, len(self.keys), self.floor)

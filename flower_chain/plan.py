@@ -4,17 +4,21 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import address_of
 from flower_chain.records import PPM
-from flower_chain.rules.blockflow import MAX_AGENTS
+from flower_chain.rules.blockflow import MAX_AGENTS, ONE
+from flower_chain.rules.data_trust import Rule as TaskRule
+from flower_chain.rules.data_trust import Weights, smallest
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
 
 AGGREGATIONS = ("mean", "inner")
+WHO_AGGREGATES = ("workers", "server")
 MAX_SECONDS = 2**32 - 1
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 MAX_RATE = 2**64 - 1
@@ -198,8 +202,8 @@ class RecordAndRewardPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockFlowPlan(Plan):
-    """The terms of a BlockFLow experiment.
+class PeersPlan(Plan):
+    """What the terms of the schemes have in common whose agents judge each other.
 
     Parameters
     ----------
@@ -208,18 +212,13 @@ class BlockFlowPlan(Plan):
     agents : str
         Public keys of the agents, in hex, in the ascending order of their accounts.
     rounds : int
-        R.
+        How many there are at most.
     quorum : int
         How many agents must post their bond at least.
-    bond, stake : int
-        What each agent posts, and how much of it is shared by score in each round, in the token's
-        smallest unit.
+    bond : int
+        What each agent posts, in the token's smallest unit.
     train_s, stage_s : int
         Seconds that training, and each of the other stages, may take at most.
-    auditors : int
-        By how many agents each model is audited, drawn in every round; 0: by all.
-    metric : str
-        What of ``evaluate()`` is the score of a model, in [0, 1].
     """
 
     first: str
@@ -227,12 +226,8 @@ class BlockFlowPlan(Plan):
     rounds: int
     quorum: int
     bond: int
-    stake: int
     train_s: int
     stage_s: int
-    auditors: int
-    metric: str
-    scheme: str = "blockflow"
 
     def _check(self) -> None:
         accounts = _distinct("agents", self.agent_keys)
@@ -240,11 +235,23 @@ class BlockFlowPlan(Plan):
             raise ConfigError(f"agents: {len(accounts)} keys, not 1 to {MAX_AGENTS} in order")
         _within("quorum", self.quorum, 1, len(accounts))
         _within("rounds", self.rounds, 1, 2**32 - 1)
-        _within("bond", self.bond, self.stake * self.rounds, MAX_BONDS // len(accounts))
-        _within("stake", self.stake, 0, MAX_BONDS)
-        _within("auditors", self.auditors, 0, MAX_AGENTS)
+        _within("bond", self.bond, 0, MAX_BONDS // len(accounts))
         _within("train-seconds", self.train_s, 1, MAX_SECONDS)
         _within("stage-seconds", self.stage_s, 1, MAX_SECONDS // 2)
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """What of ``evaluate()`` counts."""
+
+    @abstractmethod
+    def score_of(self, measured: Sequence[float]) -> float:
+        """The score of a model, from its :attr:`metrics`, all in [0, 1] as the score is."""
+
+    @property
+    def server_aggregates(self) -> bool:
+        """Whether the server says what a round ends with, and the agents believe it."""
+        return False
 
     @property
     def agent_keys(self) -> list[bytes]:
@@ -267,9 +274,132 @@ class BlockFlowPlan(Plan):
         return [address_of(key) for key in self.agent_keys]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockFlowPlan(PeersPlan):
+    """The terms of a BlockFLow experiment.
+
+    Parameters
+    ----------
+    stake : int
+        How much of the bond is shared by score in each round, in the token's smallest unit.
+    auditors : int
+        By how many agents each model is audited, drawn in every round; 0: by all.
+    metric : str
+        What of ``evaluate()`` is the score of a model, in [0, 1].
+    """
+
+    stake: int
+    auditors: int
+    metric: str
+    scheme: str = "blockflow"
+
+    def _check(self) -> None:
+        super()._check()
+        _within("bond", self.bond, self.stake * self.rounds, MAX_BONDS)
+        _within("stake", self.stake, 0, MAX_BONDS)
+        _within("auditors", self.auditors, 0, MAX_AGENTS)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The one that is the score."""
+        return (self.metric,)
+
+    def score_of(self, measured: Sequence[float]) -> float:
+        """The metric itself."""
+        return measured[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTrustPlan(PeersPlan):
+    """The terms of a data trust's task.
+
+    Parameters
+    ----------
+    reward : int
+        D: what the requester pays for all rounds together, in the token's smallest unit.
+    places : int
+        k: how many workers are paid in a round.
+    accuracy, precision, recall : int
+        What each of these metrics of ``evaluate()`` weighs in the score of a model.
+    consistency, tolerance, floor : int
+        In units of 1/65535, and `patience` in rounds: see
+        :class:`flower_chain.rules.data_trust.Rule`.
+    patience : int
+    aggregation : str
+        ``workers``: each computes the mean of the models itself; ``server``: the requester's
+        inner strategy aggregates.
+    server : str
+        Public key of the requester, in hex, if it aggregates: it must open the models; else empty.
+    """
+
+    reward: int
+    places: int
+    accuracy: int
+    precision: int
+    recall: int
+    consistency: int
+    tolerance: int
+    floor: int
+    patience: int
+    aggregation: str
+    server: str
+    scheme: str = "data-trust"
+
+    def _check(self) -> None:
+        super()._check()
+        _within("quorum", self.quorum, 2, len(self.accounts))
+        _within("bond", self.bond, 1, MAX_BONDS)
+        _within("places", self.places, 2, 255)
+        least = smallest(self.places) * self.rounds
+        _within("reward", self.reward, least, MAX_BONDS - self.bond * len(self.accounts))
+        for name in ("accuracy", "precision", "recall"):
+            _within(f"{name}-weight", getattr(self, name), 0, PPM)
+        for name in ("consistency", "tolerance", "floor"):
+            _within(name, getattr(self, name), 0, ONE)
+        _within("patience", self.patience, 1, 255)
+        if not self.metrics:
+            raise ConfigError("accuracy-, precision- and recall-weight are 0: one must be positive")
+        if self.aggregation not in WHO_AGGREGATES:
+            names = ", ".join(WHO_AGGREGATES)
+            raise ConfigError(f"aggregation = {self.aggregation!r}: it must be one of {names}")
+        if len(self.server_keys) != self.server_aggregates:
+            raise ConfigError(f"server = {self.server!r}: the key of the server, if it aggregates")
+        _distinct("server", self.agent_keys + self.reader_keys + self.server_keys)
+
+    @property
+    def rule(self) -> TaskRule:
+        """What the contract judges by."""
+        shares = self.consistency, self.tolerance, self.floor
+        return TaskRule(self.places, *shares, self.patience)
+
+    @property
+    def server_aggregates(self) -> bool:
+        """Whether the requester's inner strategy does."""
+        return self.aggregation == "server"
+
+    @property
+    def server_keys(self) -> list[bytes]:
+        """The server's public key if it aggregates."""
+        return _keys("server", self.server)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that weigh anything."""
+        return tuple(n for n in ("accuracy", "precision", "recall") if getattr(self, n))
+
+    def score_of(self, measured: Sequence[float]) -> float:
+        """Their mean, by weights."""
+        found = dict(zip(self.metrics, measured, strict=True))
+        weights = Weights(self.accuracy, self.precision, self.recall)
+        return (
+            weights.score(*(found.get(n, 0.0) for n in ("accuracy", "precision", "recall"))) / ONE
+        )
+
+
 PLANS: dict[str, type[Plan]] = {
     "record-and-reward": RecordAndRewardPlan,
     "blockflow": BlockFlowPlan,
+    "data-trust": DataTrustPlan,
 }
 
 

@@ -456,7 +456,7 @@ class Leave:
         return domain.encode("Leave", types, {"round": self.round})
 
 
-Said = TypeVar("Said", TrainedModel, Retrieval, Commitment, Aggregate)
+Said = TypeVar("Said", TrainedModel, Retrieval, Commitment, Aggregate, Leave)
 SignedBy = tuple[Said, bytes]
 """What an agent said, and its signature."""
 

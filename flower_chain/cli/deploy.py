@@ -29,6 +29,7 @@ DEPLOYED = "record-and-reward"
 NOT_DEPLOYED = {
     "fedavg": "it needs no contracts",
     "blockflow": "its server makes the contract, when it has heard who takes part",
+    "data-trust": "its server makes the contract, when it has heard who takes part",
 }
 """Why this command does not begin a run of another scheme."""
 

@@ -23,8 +23,8 @@ ReaderKey = Annotated[
     typer.Option(
         "--key",
         "--owner-key",
-        help="Key file of who may open what is sealed: the owner or a reader; under blockflow an "
-        "agent or a reader.",
+        help="Key file of who may open what is sealed: the owner or a reader; where agents "
+        "judge each other, one of them or a reader.",
     ),
 ]
 ExaminerName = Annotated[

@@ -18,7 +18,7 @@ from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract
 from flower_chain.ledger.federation import BATCH, batches
 from flower_chain.records import TOKEN_UNITS
-from flower_chain.run import AnyRun, BlockFlowRun, RecordAndRewardRun, open_run
+from flower_chain.run import AnyRun, PeersRun, RecordAndRewardRun, open_run
 from flower_chain.strategy.settings import read_accounts
 
 OwnerKey = Annotated[
@@ -124,14 +124,14 @@ def withdraw(
 ) -> None:
     """Send an account what the run owes it; without ACCOUNT, the one that pays the gas.
 
-    Anyone may do so for anyone: the money can go nowhere else. What an agent of BlockFLow was
-    refunded and nobody has claimed for it is claimed with it.
+    Anyone may do so for anyone: the money can go nowhere else. What an agent of BlockFLow or of
+    a data trust was refunded and nobody has claimed for it is claimed with it.
     """
     with _signed(run, key, ledger, dry_run) as (opened, signer):
         contract, whose = opened.contract, _address(account or signer.address)
         units = int(contract.call("credits", whose))
         call: tuple[Any, ...] = ("withdraw", whose)
-        if isinstance(opened, BlockFlowRun) and whose in opened.experiment.agents:
+        if isinstance(opened, PeersRun) and whose in opened.experiment.agents:
             agent = opened.experiment.number_of(whose)
             _, unclaimed = contract.call("agents", agent)
             claim = contract.encode("claim", [agent])
@@ -187,10 +187,10 @@ def _of_the_owner(
 ) -> Iterator[tuple[RecordAndRewardRun, LocalAccount]]:
     """The same, of a scheme whose owner enrols the devices and pays them."""
     with _signed(path, key_file, ledger, dry_run) as (run, signer):
-        if isinstance(run, BlockFlowRun):
+        if isinstance(run, PeersRun):
             raise ConfigError(
-                f"{path} is a run of blockflow: its agents are agreed before it begins, what they "
-                "share are their bonds, and it ends by itself"
+                f"{path} is a run of {run.scheme}: who takes part in it, and what they share, is "
+                "agreed before it begins, and it ends by itself"
             )
         yield run, signer
 

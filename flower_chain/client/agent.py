@@ -1,6 +1,6 @@
-"""A device as an agent of a BlockFLow experiment: Flower's messages, answered by an Auditor."""
+"""A device as an agent that audits others: Flower's messages, answered by an Auditor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from logging import WARNING
 from pathlib import Path
@@ -12,24 +12,30 @@ from flwr.common import log
 from flower_chain import audit_messages, durable, messages
 from flower_chain.client.account import key_file
 from flower_chain.client.auditor import Auditor
+from flower_chain.client.own_store import OwnStore
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
 from flower_chain.peers import Peers
-from flower_chain.plan import BlockFlowPlan
+from flower_chain.plan import PeersPlan
 from flower_chain.records import (
     TOKEN_UNITS,
     Aggregate,
     Commitment,
+    Leave,
     Retrieval,
     Scores,
+    SignedBy,
     TrainedModel,
     sign,
 )
 from flower_chain.updates import Arrays, digest_of
 
-Evaluate = Callable[[str, Arrays, str], float]
-"""From the key of a model's record, the model, and the name of a metric to what ``evaluate()`` says
+Evaluate = Callable[[str, Arrays, Sequence[str]], list[float]]
+"""From the key of a model's record, the model, and the names of metrics to what ``evaluate()`` says
 of the model on the device's own data."""
+
+LEAVE_AFTER = "leave-after"
+"""In a SuperNode's ``--node-config``: after how many rounds the device leaves, with its deposit."""
 
 
 class Agent:
@@ -58,14 +64,15 @@ class Agent:
         account: LocalAccount,
         evaluate: Evaluate,
     ) -> None:
-        request = messages.read_request(content, BlockFlowPlan)
+        request = messages.read_request(content, PeersPlan)  # type: ignore[type-abstract] # only read
         check_owner(request, context)
         self._request, self._plan, self._context = request, request.plan, context
         self._account, self._evaluate = account, evaluate
         self._round = request.task.version
         experiment = f"{request.domain.chain_id}-{request.domain.contract}"
         self._folder = Path(f"{key_file(context)}.audits") / experiment
-        self._auditor = Auditor(self._folder, account, Peers.of(request.plan, request.domain))
+        self._peers = Peers.of(request.plan, request.domain)
+        self._auditor = Auditor(self._folder, account, self._peers)
 
     def alone(self) -> AbstractContextManager[None]:
         """Whatever the agent does it does in here: it may be busy for a server that was killed."""
@@ -76,10 +83,12 @@ class Agent:
     def sent_before(self) -> RecordDict | None:
         """What the agent sent in this round, if it has trained already."""
         said = self._auditor.contributed(self._round)
-        return None if said is None else _contribution(*said)
+        return None if said is None else self._send(*said)
 
     def begin(self, message: Message, received: ArrayRecord) -> None:
         """Refuse to train on another model than the one that all agents computed.
+
+        If the server aggregates, its signature of the model is all that there is.
 
         Raises
         ------
@@ -89,14 +98,27 @@ class Agent:
         arrays = messages.views(received)
         if self._round == 0:
             self._check_first(arrays)
-        else:
+        elif not self._plan.server_aggregates:
             expected = self._aggregate(self._round - 1, message.content)
             self._auditor.check(expected, arrays)
         self._auditor.begin(self._round, arrays)
 
     def contribute(self, trained: ArrayRecord) -> RecordDict:
         """What the agent sends in place of the model that it trained."""
-        return _contribution(*self._auditor.contribute(self._round, messages.views(trained)))
+        return self._send(*self._auditor.contribute(self._round, messages.views(trained)))
+
+    def _send(self, said: SignedBy[TrainedModel], sealed: bytes) -> RecordDict:
+        """What the agent said of its model, with the model unless that is put in its own store."""
+        content = _said(*said)
+        with self._own_store() as store:
+            if store is None:
+                content[messages.SEALED] = messages.write_sealed(sealed)
+            else:
+                store.put(sealed)
+        return content
+
+    def _own_store(self) -> AbstractContextManager[OwnStore | None]:
+        return OwnStore.of(self._context, self._plan.run, self._account.address)
 
     def _check_first(self, received: Arrays) -> None:
         if (found := digest_of(received).hex()) != self._plan.first:
@@ -132,8 +154,7 @@ class Agent:
             case audit_messages.COMMIT:
                 return self._commit(content)
             case audit_messages.REVEAL:
-                said = audit_messages.read_said(content, Commitment)
-                return _said(self._auditor.reveal(self._round, said))
+                return self._reveal(content)
             case audit_messages.AGGREGATE:
                 return self._tell_aggregate(content)
             case other:
@@ -173,17 +194,36 @@ class Agent:
             )
 
     def _retrieve(self, content: RecordDict) -> RecordDict:
-        sealed = audit_messages.read_models(content)
         signed = audit_messages.read_said(content, TrainedModel)
+        sealed = audit_messages.read_models(content)
+        sealed |= self._found([model for model, _ in signed if model.agent not in sealed])
         models = [(said, sealed.get(said[0].agent, b"")) for said in signed]
         for agent, fault in self._auditor.retrieve(self._round, models).items():
             log(WARNING, "The model of agent %d can't be used: %s", agent, fault)
         return _said(*self._auditor.report(self._round))
 
+    def _found(self, models: Sequence[TrainedModel]) -> dict[int, bytes]:
+        """The sealed models that the agent finds by its own store, by agent."""
+        with self._own_store() as store:
+            if store is None:
+                return {}
+            found = store.find([model.cid for model in models], self._peers.sealed_bytes)
+        return {model.agent: sealed for model, sealed in zip(models, found, strict=True)}
+
     def _commit(self, content: RecordDict) -> RecordDict:
         key = str(audit_messages.read_stage(content).get("arrays-key"))
         said = audit_messages.read_said(content, Retrieval)
         return _said(*self._auditor.commit(self._round, said, lambda m: self._judge(key, m)))
+
+    def _reveal(self, content: RecordDict) -> RecordDict:
+        """The scores; and that the device leaves, if its operator wants that after this round."""
+        scores = self._auditor.reveal(self._round, audit_messages.read_said(content, Commitment))
+        leave = Leave(self._auditor.number, self._round)
+        if self._context.node_config.get(LEAVE_AFTER) != self._round + 1:
+            return _said(scores)
+        signature = sign(leave.encode(self._request.domain), self._account)
+        said = audit_messages.write_said([(scores, b""), (leave, signature)])
+        return RecordDict({audit_messages.SAID: said})
 
     def _judge(self, key: str, model: Arrays) -> float:
         """The score of an agent's model; one that ``evaluate()`` fails on is worth nothing."""
@@ -194,12 +234,13 @@ class Agent:
             return 0.0
 
     def _score(self, key: str, model: Arrays) -> float:
-        found = self._evaluate(key, model, self._plan.metric)
-        if not 0 <= found <= 1:
-            raise ConfigError(
-                f"evaluate() returned {self._plan.metric} = {found!r}: a score must be in [0, 1]"
-            )
-        return found
+        measured = self._evaluate(key, model, self._plan.metrics)
+        for name, found in zip(self._plan.metrics, measured, strict=True):
+            if not 0 <= found <= 1:
+                raise ConfigError(
+                    f"evaluate() returned {name} = {found!r}: a score must be in [0, 1]"
+                )
+        return self._plan.score_of(measured)
 
     def _tell_aggregate(self, content: RecordDict) -> RecordDict:
         """What the model is that the round ended with; if that is asked for, the model."""
@@ -209,12 +250,6 @@ class Agent:
         if key := told.get("arrays-key"):
             reply[str(key)] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
         return reply
-
-
-def _contribution(said: tuple[TrainedModel, bytes], sealed: bytes) -> RecordDict:
-    content = _said(*said)
-    content[messages.SEALED] = messages.write_sealed(sealed)
-    return content
 
 
 def _said(

@@ -1,6 +1,6 @@
 """A Flower ClientApp whose updates are signed by the device."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeVar, cast
 
@@ -48,10 +48,11 @@ class ClientApp(FlowerClientApp):
     told, and submits its contribution itself, for which its account needs gas; else the owner does.
 
     With ``store`` in it, a directory that the owner reads too or the URL of an IPFS node of the
-    device's own, the device puts its sealed update there and sends only the CID.
+    device's own, the device puts its sealed update or model there and sends only the CID.
 
-    Under BlockFLow the device is an agent: it posts a bond, of at most ``max-bond`` tokens in the
-    ``--node-config``, and scores the models of the others with ``evaluate()``, on its own data.
+    Under BlockFLow and in a data trust the device is an agent: it posts a bond, of at most
+    ``max-bond`` tokens in the ``--node-config``, and scores the models of the others with
+    ``evaluate()``. It leaves a data trust after ``leave-after`` rounds, if that is there too.
 
     Under a strategy that isn't ours it behaves as Flower's own.
 
@@ -70,7 +71,8 @@ class ClientApp(FlowerClientApp):
     weighted_by_key : str
         The metric of ``train()`` that holds the number of data points used.
     metric : str
-        The metric of ``evaluate()`` that holds the accuracy. Under BlockFLow the plan names it.
+        The metric of ``evaluate()`` that holds the accuracy. Where agents audit each other the plan
+        names it, or them.
     """
 
     def __init__(
@@ -100,13 +102,13 @@ class ClientApp(FlowerClientApp):
         return super().__call__(message, context)
 
     def _act(self, message: Message, context: Context) -> Message:
-        """Do what is asked of an agent of a BlockFLow experiment."""
+        """Do what is asked of an agent that audits others."""
         asked = _without_ours(message)
 
-        def evaluate(key: str, model: updates.Arrays, metric: str) -> float:
+        def evaluate(key: str, model: updates.Arrays, metrics: Sequence[str]) -> list[float]:
             record = ArrayRecord({name: Array(array) for name, array in model.items()})
             question = _with(message, RecordDict({**asked.content, key: record}))
-            return self._measure(question, context, metric)
+            return self._measure(question, context, *metrics)
 
         agent = Agent(message.content, context, device_account(context), evaluate)
         with agent.alone():
@@ -272,20 +274,20 @@ class ClientApp(FlowerClientApp):
         (key,) = message.content.array_records
         question = _with(message, RecordDict({**message.content, key: model}))
         with logging(samples) as log:
-            return log, self._measure(question, context, self._metric)
+            (accuracy,) = self._measure(question, context, self._metric)
+            return log, accuracy
 
-    def _measure(self, question: Message, context: Context, metric: str) -> float:
-        """A metric that the user's ``evaluate()`` returns."""
+    def _measure(self, question: Message, context: Context, *metrics: str) -> list[float]:
+        """Metrics that the user's ``evaluate()`` returns."""
         if self._evaluate_function is None:
-            raise ConfigError(f"nothing tells {metric!r} of a model: register evaluate()")
+            wanted = ", ".join(map(repr, metrics))
+            raise ConfigError(f"nothing tells {wanted} of a model: register evaluate()")
         with self._lifespan(context):
             reply = self._evaluate_function(question, context)
         if reply.has_error():
             raise TaskRefused(f"evaluate() failed: {reply.error.reason}")
-        value = _single(reply.content.metric_records).get(metric)
-        if not isinstance(value, (int, float)):
-            raise ConfigError(f"evaluate() returned {metric} = {value!r}: not a number")
-        return float(value)
+        record = _single(reply.content.metric_records)
+        return [_number(metric, record.get(metric)) for metric in metrics]
 
     def _data_cost(self, content: RecordDict) -> int:
         cost = _single(content.metric_records).get(self._weighted_by_key)
@@ -328,6 +330,12 @@ def _unmeasured(rule: Rule) -> ConfigError:
 
 def _data(record: ArrayRecord) -> dict[str, bytes]:
     return {key: array.data for key, array in record.items()}
+
+
+def _number(metric: str, value: object) -> float:
+    if not isinstance(value, (int, float)):
+        raise ConfigError(f"evaluate() returned {metric} = {value!r}: not a number")
+    return float(value)
 
 
 def _single(records: Mapping[str, Record]) -> Record:

@@ -1,4 +1,4 @@
-"""An agent of a BlockFLow experiment (papers/3, appendix A), whatever carries its messages.
+"""An agent that audits others (papers/3, appendix A), whatever carries its messages.
 
 In every round an agent trains a model and seals it for all agents, opens the models of the others,
 scores each on its own data, commits to the scores, reveals them once all have committed, and
@@ -11,8 +11,9 @@ for is on the disk, so that an agent that was killed goes on where it was. The f
 models of the others and, until they are told, secrets, scores and salts: nobody else should read
 it.
 
-If auditors are drawn, an agent scores only the models that it was drawn for. It draws itself, by
-what the agents told, each of which must be what that agent chose before: nobody can choose for it.
+In a data trust's task (papers/4) an agent is called a worker, and scores all models but its own. If
+auditors are drawn, it scores only the models that it was drawn for. It draws itself, by what the
+agents told, each of which must be what that agent chose before: nobody can choose for it.
 """
 
 import json
@@ -42,11 +43,8 @@ from flower_chain.records import (
 )
 from flower_chain.rules.blockflow import (
     ONE,
-    draw,
     retrieval_survivors,
-    score,
     seed_of,
-    table,
     to_score,
 )
 from flower_chain.store.cid import cid_of, cid_to_bytes
@@ -394,16 +392,16 @@ class Auditor:
         audits = self._audits(kept.live, kept.seed)
         rows = {opening.agent: opening.row for opening in openings}
         for opening in openings:
-            models = audits.get(opening.agent)
-            if models is None or not self._opens(opening, said, len(models)):
+            audited = audits.get(opening.agent)
+            if audited is None or not self._opens(opening, said, len(audited)):
                 raise TaskRefused(f"round {number}: agent {opening.agent} did not commit to that")
         if self.number not in rows:
             raise TaskRefused(f"round {number}: the scores of agent {self.number} are missing")
-        live = sorted(rows)
-        overall = score(*table(rows, audits)).overall
-        if not any(overall):
+        weights = self._peers.weights(rows, audits)
+        if not any(weights.values()):
             return dict(received)
-        return weighted_mean([self._model(number, agent) for agent in live], overall)
+        models = [self._model(number, peer) for peer in weights]
+        return weighted_mean(models, list(weights.values()))
 
     def tell(self, number: int, aggregate: Arrays) -> SignedBy[Aggregate]:
         """What the agent says of the model that it computed."""
@@ -434,10 +432,7 @@ class Auditor:
         }
 
     def _audits(self, live: Sequence[int], seed: str) -> Mapping[int, Sequence[int]]:
-        """Whose models each agent that passed audits, in the order of its row."""
-        if self._peers.auditors:
-            return draw(bytes.fromhex(seed), live, self._peers.auditors)
-        return dict.fromkeys(live, range(len(self._peers.keys)))
+        return self._peers.audits(live, bytes.fromhex(seed))
 
     def _opens(self, opening: Scores, said: Mapping[int, bytes], size: int) -> bool:
         """Whether these are `size` scores, and those that their agent committed to."""

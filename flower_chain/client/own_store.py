@@ -1,12 +1,16 @@
 """A device's own store: what it seals is put there, and only the CID is sent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from logging import WARNING
 from typing import Self
 
 from flwr.app import Context
+from flwr.common import log
 
-from flower_chain.store import FOLDER, DirectoryStore, Store, open_store
+from flower_chain.errors import FormatError, StoreError
+from flower_chain.store import FOLDER, DirectoryStore, Store, cid_from_bytes, open_store
 
 
 class OwnStore:
@@ -43,3 +47,18 @@ class OwnStore:
         cid = self._store.put(sealed)
         if not isinstance(self._store, DirectoryStore):
             self._store.keep_only([cid])
+
+    def find(self, cids: Sequence[bytes], limit: int) -> list[bytes]:
+        """What is under each of these addresses, at most `limit` bytes; empty what can't be had.
+
+        All at once: what is nowhere takes as long as a node looks for it.
+        """
+        with ThreadPoolExecutor() as threads:
+            return list(threads.map(lambda cid: self._get(cid, limit), cids))
+
+    def _get(self, cid: bytes, limit: int) -> bytes:
+        try:
+            return self._store.get(cid_from_bytes(cid), limit)
+        except (StoreError, FormatError) as fault:
+            log(WARNING, "A sealed model can't be fetched: %s", fault)
+            return b""

@@ -20,6 +20,7 @@ from flower_chain.records import (
     BondPermit,
     Commitment,
     Domain,
+    Leave,
     Retrieval,
     Scores,
     SignedBy,
@@ -193,7 +194,7 @@ class Round:
     refunded: dict[int, int] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    sent: dict[TrainedModel | Retrieval | Commitment, Receipt] = field(default_factory=dict)
+    sent: dict[TrainedModel | Retrieval | Commitment | Leave, Receipt] = field(default_factory=dict)
 
     @property
     def left(self) -> tuple[int, ...]:

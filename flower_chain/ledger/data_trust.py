@@ -13,7 +13,7 @@ from eth_account.signers.local import LocalAccount
 
 from flower_chain.ledger.base import Event, Ledger
 from flower_chain.ledger.blockflow import Experiment, History, Rejection, in_order
-from flower_chain.records import Leave, from_bits
+from flower_chain.records import Leave, SignedBy, from_bits
 from flower_chain.rules.blockflow import refunds
 from flower_chain.rules.data_trust import Rule, audits
 
@@ -134,6 +134,13 @@ class Task(Experiment):
         """Record that workers leave when the round is over, each with its signature."""
         return self._act("depart", [(leave.agent, s[:32], s[32:]) for leave, s in batch])
 
+    def signed_in(self, transaction: str, number: int) -> list[SignedBy[Any]] | None:
+        """What workers say in a transaction of a round; also that they leave."""
+        arguments = self.contract.decode("depart", self.contract.ledger.data_of(transaction))
+        if arguments is None:
+            return super().signed_in(transaction, number)
+        return [(Leave(agent, number), r + vs) for agent, r, vs in arguments[0]]
+
     def sweep(self) -> None:
         """Credit the requester with what is nobody else's: rewards that nobody earned."""
         self._transact("sweep")
@@ -157,7 +164,9 @@ class Task(Experiment):
         verdict = history.verdicts.setdefault(current.number, Verdict())
         match event.name:
             case "Leaves":
-                verdict.leaving.append(args["agent"])
+                leave = Leave(args["agent"], current.number)
+                verdict.leaving.append(leave.agent)
+                current.sent[leave] = event.receipt
             case "Left":
                 verdict.left = from_bits(args["out"])
             case "Penalised":

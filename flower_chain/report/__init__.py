@@ -1,8 +1,8 @@
 """What happened in a run, from its ledger, as tables and as JSON."""
 
-from flower_chain.report import blockflow, record_and_reward
+from flower_chain.report import blockflow, data_trust, record_and_reward
 from flower_chain.report.base import Summary
-from flower_chain.run import AnyRun, BlockFlowRun
+from flower_chain.run import AnyRun, BlockFlowRun, DataTrustRun
 
 __all__ = ["Summary", "summary_of"]
 
@@ -11,6 +11,8 @@ def summary_of(run: AnyRun) -> Summary:
     """What happened in a run of whatever scheme."""
     if isinstance(run, BlockFlowRun):
         return blockflow.summarise(run.experiment)
+    if isinstance(run, DataTrustRun):
+        return data_trust.summarise(run.experiment)
     federation = run.federation
     return record_and_reward.summarise(
         federation.history(), federation.contract.address, federation.pool

@@ -1,9 +1,9 @@
 """What happened in a BlockFLow experiment."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -17,6 +17,9 @@ from flower_chain.rules.blockflow import ONE
 
 SHOWN = 18
 """Rounds whose scores fit beside each other; of more the last are shown."""
+
+AMOUNTS = ("earned", "refunded", "balance")
+"""What is told of an agent in tokens, as far as the scheme has it."""
 
 COLOURS = ("red", "dark_orange", "yellow", "chartreuse3", "green")
 """Of scores, from zero to one."""
@@ -35,7 +38,7 @@ class Round:
     agents : int
         How many are left.
     eliminated : list of tuple
-        Agent and stage.
+        Agent and stage; ``left`` for one that kept its deposit.
     refunded : int
         To all agents together, in the token's smallest unit.
     gas_used : int
@@ -91,17 +94,20 @@ class Summary(base.Summary):
     agents : list of Agent
     """
 
+    who: ClassVar[str] = "agent"
+    scores_title: ClassVar[str] = "Overall scores in each round, of 100"
+
     contract: str
     stage: str
     rounds: list[Round]
-    agents: list[Agent]
+    agents: Sequence[Agent]
 
     def tables(self) -> Iterator[RenderableType]:
         """For people."""
         yield self._rounds_table()
         yield self._agents_table()
         if any(agent.scored for agent in self.agents):
-            yield "Overall scores in each round, of 100"
+            yield self.scores_title
             yield self._scores_table()
 
     def to_json(self) -> dict[str, Any]:
@@ -111,29 +117,30 @@ class Summary(base.Summary):
             entry["eliminated"] = [{"agent": a, "stage": stage} for a, stage in entry["eliminated"]]
             entry["refunded"] = str(entry["refunded"])
         for entry in values["agents"]:
-            entry["refunded"], entry["balance"] = str(entry["refunded"]), str(entry["balance"])
+            entry |= {name: str(entry[name]) for name in AMOUNTS if name in entry}
         return values
 
     def _rounds_table(self) -> Table:
         table = Table(title="Rounds", title_justify="left")
-        for name in ("round", "stage", "agents left", "eliminated", "refunded", "gas"):
+        for name in ("round", "stage", f"{self.who}s left", "eliminated", "refunded", "gas"):
             table.add_column(name, justify="left" if name in ("stage", "eliminated") else "right")
         for entry in self.rounds:
             table.add_row(
                 str(entry.number),
                 entry.stage,
                 str(entry.agents),
-                ", ".join(f"{agent} in {stage}" for agent, stage in entry.eliminated),
+                ", ".join(_out(agent, stage) for agent, stage in entry.eliminated),
                 in_tokens(entry.refunded),
                 f"{entry.gas_used:,}",
             )
         return table
 
     def _agents_table(self) -> Table:
-        table = Table(title="Agents", title_justify="left")
+        table = Table(title=f"{self.who.title()}s", title_justify="left")
         table.add_column("", justify="right")
-        table.add_column("agent", no_wrap=True)
-        for name in ("rounds", "mean score", "refunded", "balance"):
+        table.add_column(self.who, no_wrap=True)
+        amounts = [name for name in AMOUNTS if hasattr(self.agents[0], name)]
+        for name in ("rounds", "mean score", *amounts):
             table.add_column(name, justify="right")
         for agent in self.agents:
             scored = agent.scored
@@ -142,8 +149,7 @@ class Summary(base.Summary):
                 agent.account,
                 str(len(scored)),
                 f"{sum(scored) / len(scored):.3f}" if scored else "-",
-                in_tokens(agent.refunded),
-                in_tokens(agent.balance),
+                *(in_tokens(getattr(agent, name)) for name in amounts),
             )
         return table
 
@@ -160,10 +166,17 @@ class Summary(base.Summary):
 def summarise(experiment: Experiment) -> Summary:
     """What the ledger holds of an experiment comes to."""
     history = experiment.history()
+    rounds = list(rounds_of(history))
+    agents = agents_of(history, experiment.agents)
+    return Summary(experiment.contract.address, str(history.stage), rounds, agents)
+
+
+def agents_of(history: History, accounts: Sequence[str]) -> list[Agent]:
+    """What became of the agents."""
     refunded: Counter[int] = Counter()
     for record in history.rounds:
         refunded.update(record.refunded)
-    agents = [
+    return [
         Agent(
             number,
             account,
@@ -171,24 +184,29 @@ def summarise(experiment: Experiment) -> Summary:
             refunded[number],
             refunded[number] - history.withdrawn[account],
         )
-        for number, account in enumerate(experiment.agents)
+        for number, account in enumerate(accounts)
     ]
-    rounds = list(_rounds(history))
-    return Summary(experiment.contract.address, str(history.stage), rounds, agents)
 
 
-def _rounds(history: History) -> Iterator[Round]:
+def rounds_of(history: History, gone: Mapping[int, Sequence[int]] | None = None) -> Iterator[Round]:
+    """The rounds; `gone` are those that left in each, beside the eliminated."""
     left = len(history.joined)
     for record in history.rounds:
-        left -= len(record.eliminated)
+        out = [(agent, str(stage)) for agent, stage in record.eliminated.items()]
+        out += [(agent, "left") for agent in (gone or {}).get(record.number, ())]
+        left -= len(out)
         yield Round(
             record.number,
             "settled" if record.refunded else str(history.stage),
             left,
-            [(agent, str(stage)) for agent, stage in record.eliminated.items()],
+            out,
             sum(record.refunded.values()),
             sum(receipt.gas_used for receipt in record.receipts.values()),
         )
+
+
+def _out(agent: int, stage: str) -> str:
+    return f"{agent} {stage}" if stage == "left" else f"{agent} in {stage}"
 
 
 def _score(record: Recorded, agent: int) -> float | None:

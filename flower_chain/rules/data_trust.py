@@ -129,6 +129,25 @@ def audits(workers: int) -> dict[int, list[int]]:
     return {a: [(a + 1 + j) % workers for j in range(workers - 1)] for a in range(workers)}
 
 
+def medians_of(rows: Mapping[int, Sequence[int]], workers: int) -> dict[int, int]:
+    """The median of what the others that are left said of each worker's model; as :func:`judge`."""
+    lower, upper = middles(*table(rows, audits(workers)))
+    middle = ((low + high) // 2 for low, high in zip(lower, upper, strict=True))
+    return dict(zip(sorted(rows), middle, strict=True))
+
+
+def weights_of(rows: Mapping[int, Sequence[int]], workers: int, floor: int) -> dict[int, int]:
+    """What each worker's model weighs in the mean that the next round begins with.
+
+    One if its median is at least the floor, else nothing: papers/4 section 3.5 averages all, and a
+    model of random labels with them. If none is as good as that, as when training has just begun,
+    all weigh one.
+    """
+    medians = medians_of(rows, workers)
+    least = floor if max(medians.values(), default=0) >= floor else 0
+    return {worker: int(median >= least) for worker, median in medians.items()}
+
+
 def quality(median: int, trail: int, weight: int) -> int:
     """A worker's quality in a round, from the median of its scores and its consistency.
 
@@ -163,11 +182,9 @@ def judge(
         If a worker did not give as many scores as it should.
     """
     scores, audited = table(rows, audits(workers))
-    lower, upper = middles(scores, audited)
-    middle = [(low + high) // 2 for low, high in zip(lower, upper, strict=True)]
-    distances = np.abs(scores - np.array(middle, np.int64)).max(axis=1, initial=0, where=audited)
-    left = sorted(rows)
-    medians, found, after = dict(zip(left, middle, strict=True)), {}, {}
+    medians, found, after = medians_of(rows, workers), {}, {}
+    left, middle = list(medians), np.array(list(medians.values()), np.int64)
+    distances = np.abs(scores - middle).max(axis=1, initial=0, where=audited)
     for worker, median in medians.items():
         before = records.get(worker, Record())
         found[worker] = quality(median, before.trail, rule.consistency)

@@ -19,6 +19,8 @@ from eth_account.signers.local import LocalAccount
 
 from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Content, Pointers, Run, scheme_in
 from flower_chain.run.blockflow import BlockFlowRun
+from flower_chain.run.data_trust import DataTrustRun
+from flower_chain.run.peers import PeersRun
 from flower_chain.run.record_and_reward import Funds, RecordAndRewardRun
 
 __all__ = [
@@ -28,18 +30,19 @@ __all__ = [
     "AnyRun",
     "BlockFlowRun",
     "Content",
+    "DataTrustRun",
     "Funds",
+    "PeersRun",
     "Pointers",
     "RecordAndRewardRun",
     "Run",
     "open_run",
 ]
 
-AnyRun = RecordAndRewardRun | BlockFlowRun
+AnyRun = RecordAndRewardRun | BlockFlowRun | DataTrustRun
 
-RUNS: dict[str, type[RecordAndRewardRun] | type[BlockFlowRun]] = {
-    RecordAndRewardRun.scheme: RecordAndRewardRun,
-    BlockFlowRun.scheme: BlockFlowRun,
+RUNS: dict[str, type[RecordAndRewardRun] | type[BlockFlowRun] | type[DataTrustRun]] = {
+    kind.scheme: kind for kind in (RecordAndRewardRun, BlockFlowRun, DataTrustRun)
 }
 
 

@@ -7,6 +7,7 @@ from flower_chain.errors import ConfigError
 from flower_chain.examiner import Examiner
 from flower_chain.strategy.base import LedgerStrategy
 from flower_chain.strategy.blockflow import BlockFlow
+from flower_chain.strategy.data_trust import DataTrust
 from flower_chain.strategy.one_line import tell_in_one_line
 from flower_chain.strategy.record_and_reward import RecordAndReward
 from flower_chain.strategy.settings import (
@@ -14,6 +15,7 @@ from flower_chain.strategy.settings import (
     PREFIX,
     SCHEMES,
     BlockFlowSettings,
+    DataTrustSettings,
     RecordAndRewardSettings,
     Settings,
 )
@@ -21,6 +23,8 @@ from flower_chain.strategy.settings import (
 __all__ = [
     "BlockFlow",
     "BlockFlowSettings",
+    "DataTrust",
+    "DataTrustSettings",
     "LedgerStrategy",
     "RecordAndReward",
     "RecordAndRewardSettings",
@@ -64,6 +68,8 @@ def wrap(strategy: Strategy, context: Context, examiner: Examiner | None = None)
     settings = SCHEMES[str(scheme)].from_run_config(context.run_config, context.run_id)
     if isinstance(settings, BlockFlowSettings):
         return BlockFlow(strategy, settings)
+    if isinstance(settings, DataTrustSettings):
+        return DataTrust(strategy, settings)
     assert isinstance(settings, RecordAndRewardSettings)
     if examiner is None:
         raise ConfigError(f"scheme = {scheme!r}: its owner judges, wrap() needs an Examiner")

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
 
 from flower_chain import messages
 from flower_chain.errors import ConfigError, FormatError
@@ -23,6 +25,9 @@ from flower_chain.updates import Arrays
 
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 """What a Result holds by round."""
+
+SUPERLINK = 1
+"""Node that a message is made out to that nobody sends."""
 
 
 class LedgerStrategy(Strategy):
@@ -51,8 +56,8 @@ class LedgerStrategy(Strategy):
         self._owner = settings.owner()
         if self._owner.address in (self._allowlist or ()):
             raise ConfigError(f"enrol lists {self._owner.address}: the owner can't be a device")
-        self._arrays_key = _of_innermost(strategy, "arrayrecord_key", "arrays")
-        self._weight_key = _of_innermost(strategy, "weighted_by_key", "num-examples")
+        self._arrays_key = str(of_innermost(strategy, "arrayrecord_key", "arrays"))
+        self._weight_key = str(of_innermost(strategy, "weighted_by_key", "num-examples"))
         self._public_keys: dict[str, bytes] = {}
         self._done = 0
 
@@ -233,12 +238,12 @@ def _name_of(strategy: Strategy) -> str:
     return kind.__name__ if flowers else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _of_innermost(strategy: Strategy, name: str, default: str) -> str:
+def of_innermost(strategy: Strategy, name: str, default: Any) -> Any:
     """An attribute of the strategy or of one that it wraps: Flower keeps some on FedAvg only."""
     inner: Any = strategy
     while inner is not None:
         if hasattr(inner, name):
-            return str(getattr(inner, name))
+            return getattr(inner, name)
         inner = getattr(inner, "strategy", None)
     return default
 
@@ -249,3 +254,14 @@ def numpy_of(record: ArrayRecord) -> Arrays:
 
 def record_of(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({key: Array(value) for key, value in arrays.items()})
+
+
+def as_model(combined: ArrayRecord, base: Arrays) -> Arrays:
+    """What an inner strategy made, in the item types of a model."""
+    arrays = numpy_of(combined)
+    return {key: _cast(arrays[key], array.dtype) for key, array in base.items()}
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    whole = dtype.kind != "f" and array.dtype.kind == "f"
+    return np.asarray(np.rint(array) if whole else array).astype(dtype)

@@ -3,14 +3,11 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging import INFO, WARNING
-from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
-from numpy.typing import NDArray
 
 from flower_chain import messages, updates
 from flower_chain.envelope import is_kept
@@ -23,7 +20,9 @@ from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task,
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy.admission import Admission, Admitter
 from flower_chain.strategy.base import (
+    SUPERLINK,
     LedgerStrategy,
+    as_model,
     found,
     keep_common_metrics,
     numpy_of,
@@ -33,7 +32,6 @@ from flower_chain.strategy.base import (
 from flower_chain.strategy.settings import RecordAndRewardSettings
 from flower_chain.updates import Arrays, Format, apply
 
-SUPERLINK = 1
 """Flower's number of the server's own node."""
 
 
@@ -291,17 +289,14 @@ class RecordAndReward(LedgerStrategy):
     ) -> tuple[Arrays, MetricRecord | None]:
         if not self._is_mean:
             combined, metrics = self.strategy.aggregate_train(server_round, replies)
-            return (self._received if combined is None else self._as_model(combined)), metrics
+            return (
+                self._received if combined is None else as_model(combined, self._received)
+            ), metrics
         assert isinstance(self.strategy, FedAvg)
         changes = [a.update for a in accepted if a.update is not None]
         arrays = updates.mean(self._received, changes, self._run.plan.learning_rate)
         contents = [reply.content for reply in replies]
         return arrays, self.strategy.train_metrics_aggr_fn(contents, self._weight_key)
-
-    def _as_model(self, combined: ArrayRecord) -> Arrays:
-        """What the inner strategy made, in the model's item types."""
-        arrays = numpy_of(combined)
-        return {key: _cast(arrays[key], base.dtype) for key, base in self._received.items()}
 
     def _reweighted(self, admission: Admission) -> Message:
         """The reply as the inner strategy expects it, with our weight in place of the claim.
@@ -352,8 +347,3 @@ class RecordAndReward(LedgerStrategy):
             self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    whole = dtype.kind != "f" and array.dtype.kind == "f"
-    return np.asarray(np.rint(array) if whole else array).astype(dtype)

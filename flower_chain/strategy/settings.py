@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from decimal import Decimal, InvalidOperation
@@ -12,9 +13,11 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import is_address, to_checksum_address
 
 from flower_chain.errors import ConfigError
-from flower_chain.keys import HOME, address_of, load, load_or_create
-from flower_chain.plan import BlockFlowPlan, RecordAndRewardPlan
+from flower_chain.keys import HOME, address_of, load, load_or_create, public_key
+from flower_chain.plan import BlockFlowPlan, DataTrustPlan, PeersPlan, RecordAndRewardPlan
 from flower_chain.records import TOKEN_UNITS, to_ppm
+from flower_chain.rules.blockflow import ONE, to_score
+from flower_chain.rules.data_trust import smallest
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.run import TOKEN_SUPPLY, Funds
 from flower_chain.updates import Format
@@ -23,6 +26,8 @@ PREFIX = "chain."
 VARIABLE = re.compile(r"\$\{\w+\}")
 PASSWORD = re.compile("//[^/?#]*[^/?#:@]@")
 """In a URL without its variables."""
+WEIGHTS = ("accuracy_weight", "precision_weight", "recall_weight", "consistency_weight")
+"""Of a data trust's quality."""
 
 NODE_URL = re.compile("https?://.+")
 
@@ -256,21 +261,96 @@ class RecordAndRewardSettings(Settings):
 
 
 @dataclass(frozen=True)
-class BlockFlowSettings(Settings):
-    """The settings of a BlockFLow experiment: those of :class:`Settings`, and its own.
+class PeersSettings(Settings):
+    """What the schemes share in which devices judge each other: beside :class:`Settings`.
 
     Parameters
     ----------
     bond : float
-        Tokens that each agent posts; in a token of the run's own the owner gives them to it.
-    stake : float
-        How many of them are shared by score in each round.
+        Tokens that each device posts; in a token of the run's own the owner gives them to it.
     quorum : int
-        How many agents must post their bond; 0 for all that introduced themselves. M colluding
-        agents can only do no harm if it is larger than 2 M.
+        How many devices must post their bond; 0 for all that introduced themselves. M colluding
+        ones can only do no harm if it is larger than 2 M, in a data trust than 2 M + 1.
     train_seconds, stage_seconds : int
         How long training, and each of the other stages of a round, may take at most: who is later
         is eliminated, and loses what is left of its bond.
+
+    Raises
+    ------
+    ConfigError
+        If a value can't be used.
+    """
+
+    bond: float = 10.0
+    quorum: int = 0
+    train_seconds: int = 3600
+    stage_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _token_units("bond", self.bond)
+        if self.quorum < 0:
+            raise refused("quorum", self.quorum, "it must not be negative")
+        for name in ("train_seconds", "stage_seconds"):
+            if not 0 < getattr(self, name) < 2**32:
+                raise refused(name, getattr(self, name), "it must be positive, and below 2^32")
+
+    @abstractmethod
+    def check_rounds(self, rounds: int) -> None:
+        """ConfigError unless the money is enough for so many rounds."""
+
+    @abstractmethod
+    def plan(
+        self, model: Format, first: bytes, inner: str, rounds: int, agents: Sequence[bytes]
+    ) -> PeersPlan:
+        """The terms of a new run.
+
+        Parameters
+        ----------
+        model : Format
+        first : bytes
+            SHA-256 of the canonical bytes of the first model.
+        inner : str
+            Class of the wrapped strategy.
+        rounds : int
+        agents : sequence of bytes
+            The public keys of the agents, 64 bytes each, in any order.
+
+        Raises
+        ------
+        ConfigError
+            If the terms don't fit together.
+        """
+
+    def _shared(
+        self, model: Format, first: bytes, inner: str, rounds: int, agents: Sequence[bytes]
+    ) -> dict[str, Any]:
+        """The terms that these schemes share."""
+        ordered = sorted(agents, key=lambda key: address_of(key).lower())
+        return {
+            "run": secrets.token_hex(16),
+            "model": model,
+            "inner": inner,
+            "readers": self.reader_keys(),
+            "keep_rounds": self.keep_rounds,
+            "first": first.hex(),
+            "agents": " ".join(key.hex() for key in ordered),
+            "rounds": rounds,
+            "quorum": self.quorum or len(ordered),
+            "bond": _token_units("bond", self.bond),
+            "train_s": self.train_seconds,
+            "stage_s": self.stage_seconds,
+        }
+
+
+@dataclass(frozen=True)
+class BlockFlowSettings(PeersSettings):
+    """The settings of a BlockFLow experiment: those of :class:`PeersSettings`, and its own.
+
+    Parameters
+    ----------
+    stake : float
+        How many tokens of the bond are shared by score in each round.
     auditors : int
         By how many agents each model is audited, drawn in every round; 0 for all. How many it takes
         for how many colluding ones is in docs/blockflow.md.
@@ -283,24 +363,15 @@ class BlockFlowSettings(Settings):
         If a value can't be used.
     """
 
-    bond: float = 10.0
     stake: float = 1.0
-    quorum: int = 0
-    train_seconds: int = 3600
-    stage_seconds: int = 600
     auditors: int = 0
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bond", "stake"):
-            _token_units(name, getattr(self, name))
-        for name in ("quorum", "auditors"):
-            if getattr(self, name) < 0:
-                raise refused(name, getattr(self, name), "it must not be negative")
-        for name in ("train_seconds", "stage_seconds"):
-            if not 0 < getattr(self, name) < 2**32:
-                raise refused(name, getattr(self, name), "it must be positive, and below 2^32")
+        _token_units("stake", self.stake)
+        if self.auditors < 0:
+            raise refused("auditors", self.auditors, "it must not be negative")
 
     def check_rounds(self, rounds: int) -> None:
         """ConfigError unless the bond covers the stakes of so many rounds."""
@@ -311,48 +382,100 @@ class BlockFlowSettings(Settings):
     def plan(
         self, model: Format, first: bytes, inner: str, rounds: int, agents: Sequence[bytes]
     ) -> BlockFlowPlan:
-        """The terms of a new experiment.
-
-        Parameters
-        ----------
-        model : Format
-        first : bytes
-            SHA-256 of the canonical bytes of the first model.
-        inner : str
-            Class of the wrapped strategy.
-        rounds : int
-            R.
-        agents : sequence of bytes
-            The public keys of the agents, 64 bytes each, in any order.
-
-        Raises
-        ------
-        ConfigError
-            If the terms don't fit together.
-        """
-        ordered = sorted(agents, key=lambda key: address_of(key).lower())
+        """The terms of a new experiment; as :meth:`PeersSettings.plan`."""
         return BlockFlowPlan(
-            run=secrets.token_hex(16),
-            model=model,
-            inner=inner,
-            readers=self.reader_keys(),
-            keep_rounds=self.keep_rounds,
-            first=first.hex(),
-            agents=" ".join(key.hex() for key in ordered),
-            rounds=rounds,
-            quorum=self.quorum or len(ordered),
-            bond=_token_units("bond", self.bond),
+            **self._shared(model, first, inner, rounds, agents),
             stake=_token_units("stake", self.stake),
-            train_s=self.train_seconds,
-            stage_s=self.stage_seconds,
             auditors=self.auditors,
             metric=self.metric,
+        )
+
+
+@dataclass(frozen=True)
+class DataTrustSettings(PeersSettings):
+    """The settings of a data trust's task: those of :class:`PeersSettings`, and its own.
+
+    Parameters
+    ----------
+    reward : float
+        D: tokens that the owner, who is the requester, pays for all rounds together.
+    places : int
+        k: how many workers are paid in a round.
+    accuracy_weight, precision_weight, recall_weight, consistency_weight : int
+        What each weighs in a worker's quality. The first three are metrics of ``evaluate()``; one
+        that weighs nothing need not be returned. Consistency is how little a worker fell below what
+        it was before.
+    score_tolerance : float
+        How far from the median of the others' a score may be: who is further off loses its bond.
+        Wider than what the workers' test data make honest scores differ.
+    quality_floor : float
+        The quality that a worker must have; above that of a constant model.
+    floor_rounds : int
+        After how many rounds below that, one after another, a worker loses its bond.
+    aggregation : str
+        ``workers``: each computes the mean of the models itself; ``server``: the inner strategy
+        aggregates, whichever it is, and the server can open the models.
+
+    Raises
+    ------
+    ConfigError
+        If a value can't be used.
+    """
+
+    reward: float = 100.0
+    places: int = 3
+    accuracy_weight: int = 3
+    precision_weight: int = 3
+    recall_weight: int = 3
+    consistency_weight: int = 1
+    score_tolerance: float = 0.2
+    quality_floor: float = 0.3
+    floor_rounds: int = 3
+    aggregation: str = "workers"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _token_units("reward", self.reward)
+        for name in ("score_tolerance", "quality_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise refused(name, getattr(self, name), "it must be in [0, 1]")
+        for name in WEIGHTS:
+            if getattr(self, name) < 0:
+                raise refused(name, getattr(self, name), "it must not be negative")
+        if not any(getattr(self, name) for name in WEIGHTS[:3]):
+            raise refused(WEIGHTS[0], 0, "that, precision-weight or recall-weight must be positive")
+
+    def check_rounds(self, rounds: int) -> None:
+        """ConfigError unless the reward can be shared in so many rounds."""
+        if _token_units("reward", self.reward) < rounds * smallest(self.places):
+            raise refused("reward", self.reward, f"it can't be shared in {rounds} rounds")
+
+    def plan(
+        self, model: Format, first: bytes, inner: str, rounds: int, agents: Sequence[bytes]
+    ) -> DataTrustPlan:
+        """The terms of a new task; as :meth:`PeersSettings.plan`."""
+        weights = [getattr(self, name) for name in WEIGHTS]
+        by_server = self.aggregation == "server"
+        return DataTrustPlan(
+            **self._shared(model, first, inner, rounds, agents),
+            reward=_token_units("reward", self.reward),
+            places=self.places,
+            accuracy=weights[0],
+            precision=weights[1],
+            recall=weights[2],
+            consistency=weights[3] * ONE // sum(weights),
+            tolerance=to_score(self.score_tolerance),
+            floor=to_score(self.quality_floor),
+            patience=self.floor_rounds,
+            aggregation=self.aggregation,
+            server=public_key(self.owner()).hex() if by_server else "",
         )
 
 
 SCHEMES: dict[str, type[Settings]] = {
     "record-and-reward": RecordAndRewardSettings,
     "blockflow": BlockFlowSettings,
+    "data-trust": DataTrustSettings,
 }
 
 DEFAULTS = {"scheme": "record-and-reward"} | {
@@ -397,7 +520,7 @@ def _token_units(name: str, tokens: float) -> int:
         raise refused(name, tokens, "it must be a number of tokens") from None
     if not units.is_finite() or units < 0:
         raise refused(name, tokens, "it must not be negative")
-    if name in ("pool", "bond") and units > TOKEN_SUPPLY:
+    if name in ("pool", "bond", "reward") and units > TOKEN_SUPPLY:
         raise refused(name, tokens, "it must be at most a billion tokens")
     if name == "rate" and units >= 2**64:
         raise refused(name, tokens, "it must be below 18.4 tokens for each data point")

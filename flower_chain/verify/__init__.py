@@ -11,9 +11,10 @@ from eth_account.signers.local import LocalAccount
 
 from flower_chain.errors import ConfigError
 from flower_chain.examiner import Examiner
-from flower_chain.run import AnyRun, BlockFlowRun
+from flower_chain.run import AnyRun, BlockFlowRun, DataTrustRun, PeersRun
 from flower_chain.verify.base import Report
 from flower_chain.verify.blockflow import BlockFlowVerifier
+from flower_chain.verify.data_trust import DataTrustVerifier
 from flower_chain.verify.record_and_reward import RecordAndRewardVerifier
 
 __all__ = ["Report", "verify"]
@@ -26,12 +27,12 @@ def verify(
 
     Parameters
     ----------
-    run : RecordAndRewardRun or BlockFlowRun
+    run : RecordAndRewardRun, BlockFlowRun or DataTrustRun
     reader : LocalAccount or None
         The account of who may open what is sealed: the owner under record-and-reward, an agent
-        under blockflow, or a reader that the plan names.
+        where these judge each other, or a reader that the plan names.
     examiner : Examiner or None
-        The owner's validation data; under blockflow there are none.
+        The owner's validation data; where agents judge each other there are none.
 
     Yields
     ------
@@ -45,8 +46,10 @@ def verify(
     ConfigError
         If `reader` may not open what is sealed, or `examiner` has other data.
     """
-    if not isinstance(run, BlockFlowRun):
-        return RecordAndRewardVerifier(run, reader, examiner).check()
-    if examiner is not None:
-        raise ConfigError("a run of blockflow has no Examiner: its agents judge, on their own data")
-    return BlockFlowVerifier(run, reader).check()
+    if examiner is not None and isinstance(run, PeersRun):
+        raise ConfigError(f"a run of {run.scheme} has no Examiner: its agents judge each other")
+    if isinstance(run, BlockFlowRun):
+        return BlockFlowVerifier(run, reader).check()
+    if isinstance(run, DataTrustRun):
+        return DataTrustVerifier(run, reader).check()
+    return RecordAndRewardVerifier(run, reader, examiner).check()

@@ -207,7 +207,7 @@ def test_a_run_with_nobody_left_ends_with_one_line(tmp_path):
         experiment.meddle(agent, silent, MessageType.TRAIN)
     with pytest.raises(RunEnded, match="nobody is left after round 1"):
         experiment.run(rounds=2, train_seconds=2)
-    with pytest.raises(RunEnded, match="the experiment ended in round 1 of 2"):
+    with pytest.raises(RunEnded, match="the run ended in round 1 of 2"):
         experiment.run(rounds=2, train_seconds=2)
 
 

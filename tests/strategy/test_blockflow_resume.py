@@ -516,7 +516,7 @@ def test_a_server_that_is_away_for_too_long_ends_the_experiment_and_costs_nothin
         patient.run(rounds=ROUNDS)
 
     assert f"The time for the stage {stage} is over; not heard: 0, 1, 2" in caplog.text
-    with pytest.raises(RunEnded, match="the experiment ended in round"):
+    with pytest.raises(RunEnded, match="the run ended in round"):
         patient.run(rounds=ROUNDS)
     if sent:
         assert_paid(Outcome(patient.path / "run", None))

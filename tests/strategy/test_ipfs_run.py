@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from commands import assert_refused
+from experiment import Experiment, Task
 from federation import OWNER, TRAIN, Federation, Outcome
 from flwr.app import Message
 from js_ipfs import JsIpfs
@@ -16,13 +17,15 @@ from softmax import Device, examiner
 from typer.testing import CliRunner, Result
 
 import flower_chain.store
-from flower_chain import messages
+from flower_chain import audit_messages, messages
 from flower_chain.cli import app
 from flower_chain.client.account import device_account
 from flower_chain.errors import ConfigError, StoreError
-from flower_chain.plan import RecordAndRewardPlan
+from flower_chain.ledger.blockflow import Stage
+from flower_chain.messages import SEALED
+from flower_chain.plan import Plan
 from flower_chain.records import Refusal
-from flower_chain.run import RecordAndRewardRun
+from flower_chain.run import RecordAndRewardRun, open_run
 from flower_chain.store import FOLDER, IpfsStore, cid_from_bytes, rpc
 from flower_chain.verify import verify
 
@@ -146,6 +149,69 @@ def test_the_run_remembers_its_node_but_no_secret(
             opened.current()
 
 
+# --- agents --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[Experiment, Task])
+def agents(request: pytest.FixtureRequest, tmp_path: Path, ipfs_nodes: Nodes) -> Experiment:
+    """Three agents of each scheme; all but the last have a node of their own."""
+    made: Experiment = request.param(tmp_path, 3)
+    for node in made.nodes[:2]:
+        node.context.node_config["store"] = ipfs_nodes[1].url
+    return made
+
+
+def test_agents_with_a_node_send_and_are_sent_no_models(
+    agents: Experiment, ipfs_nodes: Nodes
+) -> None:
+    outcome = agents.run(rounds=2, store=ipfs_nodes[0].url)
+
+    for question, reply in agents.grid.said:
+        has_node = question.metadata.dst_node_id != agents.nodes[2].context.node_id
+        if question.metadata.message_type == TRAIN:
+            assert (SEALED in reply.content) is not has_node
+        elif stage_of(question) == audit_messages.RETRIEVE:
+            assert (audit_messages.MODELS in question.content) is not has_node
+    history = outcome.history
+    assert [list(record.retrievals[0].retrieved) for record in history.rounds] == [[0, 1, 2]] * 2
+    done = call("verify", outcome.path, "--key", agents.path / "keys/0.key")
+    assert done.exit_code == 0, done.output
+    assert "6 opened models" in done.output
+
+
+def test_agents_keep_the_last_rounds_on_the_servers_node_too(
+    agents: Experiment, ipfs_nodes: Nodes
+) -> None:
+    outcome = agents.run(rounds=2, store=ipfs_nodes[0].url, keep_rounds=1)
+
+    with closing(open_run(outcome.path)) as run:
+        assert run.store.stored().keys() == {content.cid for content in run.kept()}
+    assert "4 models and sealed files of rounds before 1" in call("verify", outcome.path).output
+
+
+def test_an_agent_whose_model_no_node_has_is_out(
+    agents: Experiment, ipfs_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses_it(node: Node, question: Message, reply: Message) -> Message:
+        with IpfsStore(ipfs_nodes[1].url, folder_of(node, question)) as store:
+            store.keep_only([])
+        ipfs_nodes[1].ask("repo/gc")
+        return reply
+
+    make_hasty(monkeypatch)
+    agents.meddle(1, loses_it, TRAIN)
+    limits = {"train_seconds": 10, "quorum": 2}
+    outcome = agents.run(store=ipfs_nodes[0].url, **limits)
+
+    assert outcome.round.eliminated == {1: Stage.TRAIN}
+    assert len(outcome.round.commitments) == 2
+
+
+def stage_of(question: Message) -> object:
+    """What an agent is asked for."""
+    return question.content.config_records.get(audit_messages.STAGE, {}).get("stage")
+
+
 # --- what is not there ---------------------------------------------------------------------------
 
 
@@ -177,7 +243,7 @@ def test_a_device_whose_node_is_away_costs_itself_only(over_ipfs: OverIpfs) -> N
 
 def folder_of(node: Node, question: Message) -> str:
     """Where a device puts what it seals on its node."""
-    plan = messages.read_request(question.content, RecordAndRewardPlan).plan
+    plan = messages.read_request(question.content, Plan).plan  # type: ignore[type-abstract]
     return f"{FOLDER}/{plan.run}/{device_account(node.context).address}"
 
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from experiment import Experiment, Task
 from federation import OWNER, Federation, Outcome
-from softmax import examiner
+from softmax import arrays_in, examiner
 
 from flower_chain.errors import ConfigError, Unverified
-from flower_chain.run import RecordAndRewardRun
+from flower_chain.run import RecordAndRewardRun, open_run
 from flower_chain.updates import pack
 from flower_chain.verify import Report, verify
 
@@ -100,3 +101,32 @@ def test_how_many_rounds_are_kept_is_a_term_of_the_run(trio: Federation) -> None
 def test_a_negative_number_of_rounds_is_refused(trio: Federation) -> None:
     with pytest.raises(ConfigError, match="keep-rounds = -1: it must not be negative"):
         trio.run(keep_rounds=-1)
+
+
+# --- agents that judge each other ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Experiment, Task])
+def test_agents_models_of_old_rounds_go_too(tmp_path: Path, kind: type[Experiment]) -> None:
+    experiment = kind(tmp_path, 3)
+    outcome = experiment.run(rounds=3, keep_rounds=1)
+
+    run = open_run(outcome.path)
+    assert run.kept_from() == 2
+    assert run.store.stored().keys() == {content.cid for content in run.kept()}
+    assert [content.round for content in run.kept()] == [2] * 4 + [3]
+    *_, report = verify(run, experiment.accounts[0])
+    assert report.checked["opened models"] == 3
+    assert report.checked["aggregates"] == 1
+    assert any("8 models and sealed files of rounds before 2" in line for line in report.unchecked)
+
+
+@pytest.mark.parametrize("kind", [Experiment, Task])
+def test_a_run_without_its_first_model_goes_on(tmp_path: Path, kind: type[Experiment]) -> None:
+    experiment = kind(tmp_path, 3)
+    outcome = experiment.run(rounds=2, keep_rounds=1)
+
+    assert outcome.result is not None
+    again = experiment.run(rounds=2, keep_rounds=1).result
+    assert again is not None
+    assert pack(arrays_in(again.arrays)) == pack(arrays_in(outcome.result.arrays))

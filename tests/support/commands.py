@@ -2,9 +2,14 @@
 
 from typer.testing import Result
 
-from flower_chain import errors
+from flower_chain.errors import FlowerChainError
 
-EXCEPTIONS = {name for name in vars(errors) if name[0].isupper()}
+
+def _kinds(kind: type[FlowerChainError]) -> set[type[FlowerChainError]]:
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))
+
+
+EXCEPTIONS = {kind.__name__ for kind in _kinds(FlowerChainError)}
 
 
 def assert_refused(done: Result, *words: str) -> None:

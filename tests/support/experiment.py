@@ -1,4 +1,4 @@
-"""A whole BlockFLow experiment in one process: devices, grid, strategy, ledger and store."""
+"""A whole run whose agents judge each other, in one process: devices, grid, strategy, ledger."""
 
 import hashlib
 from contextlib import closing
@@ -14,10 +14,11 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from local_grid import LocalGrid, Meddler, Node
 from softmax import Device, fresh, record
 
-from flower_chain import BlockFlow, BlockFlowSettings
+from flower_chain import BlockFlow, BlockFlowSettings, DataTrust, DataTrustSettings
 from flower_chain.audit_messages import AUDIT
 from flower_chain.ledger.blockflow import History, Round
-from flower_chain.run import BlockFlowRun
+from flower_chain.run import PeersRun, open_run
+from flower_chain.strategy.peers import PeersStrategy
 from flower_chain.updates import Arrays
 
 OWNER: LocalAccount = Account.from_key(hashlib.sha256(b"owner").digest())
@@ -33,7 +34,7 @@ class Outcome:
     @cached_property
     def history(self) -> History:
         """From the ledger."""
-        with closing(BlockFlowRun.open(self.path)) as run:
+        with closing(_opened(self.path)) as run:
             return run.experiment.history()
 
     @property
@@ -43,7 +44,7 @@ class Outcome:
 
     def model(self, number: int) -> Arrays:
         """What a round began with, as it is in the store."""
-        with closing(BlockFlowRun.open(self.path)) as run:
+        with closing(_opened(self.path)) as run:
             found = run.model(number)
         assert found is not None
         return found
@@ -79,17 +80,38 @@ class Experiment:
         """Let an agent send something else."""
         self.nodes[agent].meddlers[kind] = meddler
 
-    def strategy(self, inner: Strategy | None = None, **settings: Any) -> BlockFlow:
-        """Around FedAvg if nothing else is said."""
+    def strategy(self, inner: Strategy | None = None, **settings: Any) -> PeersStrategy:
+        """BlockFlow, around FedAvg if nothing else is said."""
+        return BlockFlow(self.inner(inner), BlockFlowSettings(**self.settings(settings)))
+
+    def inner(self, strategy: Strategy | None) -> Strategy:
+        """That strategy, or FedAvg with all devices."""
+        return strategy or everybody(FedAvg, self)
+
+    def settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Those that are given, and what every run here needs."""
         key = self.path / "owner.key"
         key.touch(0o600)
         key.write_text(bytes(OWNER.key).hex())
         defaults = {"run": str(self.path / "run"), "owner_key": str(key), "stage_seconds": 60}
-        everyone = everybody(FedAvg, self)
-        return BlockFlow(inner or everyone, BlockFlowSettings(**(defaults | settings)))
+        return defaults | given
 
     def run(self, inner: Strategy | None = None, rounds: int = 1, **settings: Any) -> Outcome:
         """From the first round to the last."""
         strategy = self.strategy(inner, **settings)
         result = strategy.start(self.grid, record(self.initial), num_rounds=rounds)
         return Outcome(self.path / "run", result)
+
+
+class Task(Experiment):
+    """Workers of a data trust, and the requester."""
+
+    def strategy(self, inner: Strategy | None = None, **settings: Any) -> PeersStrategy:
+        """DataTrust, around FedAvg if nothing else is said."""
+        return DataTrust(self.inner(inner), DataTrustSettings(**self.settings(settings)))
+
+
+def _opened(path: Path) -> PeersRun:
+    run = open_run(path)
+    assert isinstance(run, PeersRun)
+    return run

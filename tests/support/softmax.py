@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp.typing import Mod
 from local_grid import LocalGrid, Node
 from sklearn.datasets import load_digits
+from sklearn.metrics import precision_recall_fscore_support
 
 import flower_chain
 from flower_chain.updates import Arrays
@@ -164,9 +165,13 @@ class Device:
         return (self.judges or self.evaluate)(message, context)
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Its accuracy on the device's data, or on the owner's samples."""
+        """Accuracy, precision and recall on the device's data, or on the owner's samples."""
         samples = flower_chain.validation_samples()
         x, y = part_of(self.number) if samples is None else (samples.x, samples.y)
-        right = predict(arrays_in(message.content["arrays"]), x).argmax(axis=1) == y
-        metrics = MetricRecord({"num-examples": len(y), "accuracy": float(right.mean())})
+        found = predict(arrays_in(message.content["arrays"]), x).argmax(axis=1)
+        precision, recall, *_ = precision_recall_fscore_support(
+            y, found, labels=range(CLASSES), average="macro", zero_division=0
+        )
+        told = {"accuracy": (found == y).mean(), "precision": precision, "recall": recall}
+        metrics = MetricRecord({"num-examples": len(y), **{k: float(v) for k, v in told.items()}})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)

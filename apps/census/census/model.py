@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.metrics import precision_recall_fscore_support
 
 from census.data import Examples
 from flower_chain.privacy import Mechanism, perturb, rows_of_norm_one
@@ -43,8 +43,12 @@ def predict(arrays: dict[str, NDArray], x: NDArray) -> NDArray:
 def scores(arrays: dict[str, NDArray], examples: Examples) -> dict[str, float]:
     """How well the model with these arrays tells the classes apart."""
     found = predict(arrays, examples.x).argmax(1)
-    accuracy = float((found == examples.y).mean())
-    return {"accuracy": accuracy, "f1": float(f1_score(examples.y, found, zero_division=0))}
+    accuracy = (found == examples.y).mean()
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        examples.y, found, average="binary", zero_division=0
+    )
+    told = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+    return {name: float(value) for name, value in told.items()}
 
 
 def _minimum(x: NDArray, y: NDArray, c: float) -> NDArray:

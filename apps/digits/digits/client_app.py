@@ -4,8 +4,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 import flower_chain
-from digits.data import Examples, partition
-from digits.model import Net, probabilities, train_one_epoch
+from digits.data import Examples, load, partition
+from digits.model import Net, probabilities, scores, train_one_epoch
 
 
 def classes(context: Context) -> list[int]:
@@ -34,10 +34,10 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the model on the device's data."""
-    data = _data(context)
-    accuracy = (probabilities(_net(message, data), data.x).argmax(1) == data.y).mean()
-    metrics = MetricRecord({"num-examples": len(data), "accuracy": float(accuracy)})
+    """Evaluate the model on the device's data, or on those that nobody trains on."""
+    config = context.run_config
+    data = load(str(config["data"])).test if config["evaluate-on"] == "test" else _data(context)
+    metrics = MetricRecord({"num-examples": len(data), **scores(_net(message, data), data)})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

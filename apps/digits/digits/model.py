@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 from torch.nn import functional
 
@@ -45,6 +46,16 @@ def probabilities(net: Net, x: NDArray) -> NDArray:
     """Class probabilities, shape (n, 10)."""
     with torch.no_grad():
         return net(torch.from_numpy(x)).softmax(dim=1).numpy()
+
+
+def scores(net: Net, examples: Examples) -> dict[str, float]:
+    """Accuracy, and precision and recall, each the mean of all classes."""
+    found = probabilities(net, examples.x).argmax(axis=1)
+    precision, recall, *_ = precision_recall_fscore_support(
+        examples.y, found, labels=range(CLASSES), average="macro", zero_division=0
+    )
+    accuracy = (found == examples.y).mean()
+    return {"accuracy": float(accuracy), "precision": float(precision), "recall": float(recall)}
 
 
 def predict(arrays: dict[str, NDArray], x: NDArray) -> NDArray:
