@@ -41,6 +41,8 @@ class Plan(ABC):
         Class of the wrapped strategy.
     readers : str
         Public keys, in hex, of accounts that may open what is sealed beside those who must.
+    keep_rounds : int
+        Of how many rounds before the current one models and what is sealed are kept; 0 for all.
     scheme : str
 
     Raises
@@ -53,12 +55,14 @@ class Plan(ABC):
     model: Format
     inner: str
     readers: str
+    keep_rounds: int
     scheme: str
 
     def __post_init__(self) -> None:
         for field in fields(self):
             _of_type(field.name, getattr(self, field.name), field.type)
         _distinct("readers", self.reader_keys)
+        _within("keep-rounds", self.keep_rounds, 0, 2**32 - 1)
         self._check()
 
     @abstractmethod

@@ -1,11 +1,12 @@
-"""flower-chain: begin a run, pay for it, look at it, check it."""
+"""flower-chain: begin a run, pay for it, look at it, check it, and keep what it has stored."""
 
 import typer
 
-from flower_chain.cli import accounts, deploy, look, money
+from flower_chain.cli import accounts, deploy, look, money, store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(accounts.app, name="keys")
+app.add_typer(store.app, name="store")
 app.command()(deploy.deploy)
 app.command()(money.enrol)
 app.command()(money.fund)

@@ -18,7 +18,15 @@ LedgerUrl = Annotated[
     str | None,
     typer.Option("--ledger", help="URL of a node of your own, if the run is on a node's chain."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen; send nothing.")]
+StorePlace = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL_OR_FOLDER",
+        help="An IPFS node of your own, by the URL of its RPC, or a directory.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen; do nothing.")]
 
 
 def account_of(key_file: Path) -> LocalAccount:

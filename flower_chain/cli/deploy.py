@@ -71,7 +71,8 @@ def deploy(
         if dry_run:
             console.print("Dry run: nothing was sent.")
             return
-        with closing(beginning.begin(settings.path, settings.ledger, settings.funds)) as run:
+        where = settings.path, settings.ledger, settings.funds, settings.store
+        with closing(beginning.begin(*where)) as run:
             contract = run.federation.contract.address
             gas = beginning.gas_used(run)
             console.print(f"Done: contract {contract}, {gas:,} gas.", soft_wrap=True)
@@ -99,7 +100,7 @@ class Beginning:
     model: Arrays
     error_ppm: int
 
-    def begin(self, path: Path, where: str, funds: Funds) -> RecordAndRewardRun:
+    def begin(self, path: Path, where: str, funds: Funds, store: str = "") -> RecordAndRewardRun:
         """Begin the run in the folder `path`, on the ledger `where`."""
         run = RecordAndRewardRun.start(
             path,
@@ -110,6 +111,7 @@ class Beginning:
             self.model,
             lambda _: self.error_ppm,
             self.settings.confirmations,
+            store,
         )
         if devices := self.settings.allowlist():
             run.federation.enrol(devices)
@@ -144,6 +146,8 @@ class Beginning:
         lines = {
             "run": self.settings.run,
             "ledger": self._ledger(),
+            "store": self.settings.store or str(self.settings.path / "store"),
+            "kept": f"the last {plan.keep_rounds} rounds" if plan.keep_rounds else "all rounds",
             "owner": self.owner.address,
             "model": f"{len(self.model)} arrays, error {self.error_ppm / PPM:.4f}",
             "validation data": f"SHA-256 {plan.validation_digest}",

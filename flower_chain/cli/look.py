@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from flower_chain.cli.arguments import LedgerUrl, RunFolder, account_of, examiner_of
+from flower_chain.cli.arguments import LedgerUrl, RunFolder, StorePlace, account_of, examiner_of
 from flower_chain.cli.reporting import console, reporting
 from flower_chain.report import summary_of
 from flower_chain.run import open_run
@@ -52,10 +52,11 @@ def verify_run(
     key: ReaderKey = None,
     examiner: ExaminerName = None,
     ledger: LedgerUrl = None,
+    store: StorePlace = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every decision and payment; exit status 1 names the first record that is wrong."""
-    with reporting(as_json), closing(open_run(run, None, ledger)) as opened:
+    with reporting(as_json), closing(open_run(run, None, ledger, store)) as opened:
         reader = None if key is None else account_of(key)
         steps = verify(opened, reader, None if examiner is None else examiner_of(examiner))
         report = _last(steps if as_json else track(steps, "Verifying", console=console))

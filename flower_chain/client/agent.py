@@ -13,6 +13,7 @@ from flwr.common import log
 from flower_chain import audit_messages, durable, messages
 from flower_chain.client.account import key_file
 from flower_chain.client.auditor import Auditor
+from flower_chain.client.own_store import OwnStore
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
 from flower_chain.peers import Peers
@@ -24,6 +25,7 @@ from flower_chain.records import (
     Leave,
     Retrieval,
     Scores,
+    SignedBy,
     TrainedModel,
     sign,
 )
@@ -70,7 +72,8 @@ class Agent:
         self._round = request.task.version
         experiment = f"{request.domain.chain_id}-{request.domain.contract}"
         self._folder = Path(f"{key_file(context)}.audits") / experiment
-        self._auditor = Auditor(self._folder, account, Peers.of(request.plan, request.domain))
+        self._peers = Peers.of(request.plan, request.domain)
+        self._auditor = Auditor(self._folder, account, self._peers)
 
     def alone(self) -> AbstractContextManager[None]:
         """Whatever the agent does it does in here: it may be busy for a server that was killed."""
@@ -81,7 +84,7 @@ class Agent:
     def sent_before(self) -> RecordDict | None:
         """What the agent sent in this round, if it has trained already."""
         said = self._auditor.contributed(self._round)
-        return None if said is None else _contribution(*said)
+        return None if said is None else self._send(*said)
 
     def begin(self, message: Message, received: ArrayRecord) -> None:
         """Refuse to train on another model than the one that all agents computed.
@@ -103,7 +106,20 @@ class Agent:
 
     def contribute(self, trained: ArrayRecord) -> RecordDict:
         """What the agent sends in place of the model that it trained."""
-        return _contribution(*self._auditor.contribute(self._round, messages.views(trained)))
+        return self._send(*self._auditor.contribute(self._round, messages.views(trained)))
+
+    def _send(self, said: SignedBy[TrainedModel], sealed: bytes) -> RecordDict:
+        """What the agent said of its model, with the model unless that is put in its own store."""
+        content = _said(*said)
+        with self._own_store() as store:
+            if store is None:
+                content[messages.SEALED] = messages.write_sealed(sealed)
+            else:
+                store.put(sealed)
+        return content
+
+    def _own_store(self) -> AbstractContextManager[OwnStore | None]:
+        return OwnStore.of(self._context, self._plan.run, self._account.address)
 
     def _check_first(self, received: Arrays) -> None:
         if (found := digest_of(received).hex()) != self._plan.first:
@@ -179,12 +195,21 @@ class Agent:
             )
 
     def _retrieve(self, content: RecordDict) -> RecordDict:
-        sealed = audit_messages.read_models(content)
         signed = audit_messages.read_said(content, TrainedModel)
+        sealed = audit_messages.read_models(content)
+        sealed |= self._found([model for model, _ in signed if model.agent not in sealed])
         models = [(said, sealed.get(said[0].agent, b"")) for said in signed]
         for agent, fault in self._auditor.retrieve(self._round, models).items():
             log(WARNING, "The model of agent %d can't be used: %s", agent, fault)
         return _said(*self._auditor.report(self._round))
+
+    def _found(self, models: Sequence[TrainedModel]) -> dict[int, bytes]:
+        """The sealed models that the agent finds by its own store, by agent."""
+        with self._own_store() as store:
+            if store is None:
+                return {}
+            found = store.find([model.cid for model in models], self._peers.sealed_bytes)
+        return {model.agent: sealed for model, sealed in zip(models, found, strict=True)}
 
     def _commit(self, content: RecordDict) -> RecordDict:
         key = str(audit_messages.read_stage(content).get("arrays-key"))
@@ -234,12 +259,6 @@ class Agent:
         if key := told.get("arrays-key"):
             reply[str(key)] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
         return reply
-
-
-def _contribution(said: tuple[TrainedModel, bytes], sealed: bytes) -> RecordDict:
-    content = _said(*said)
-    content[messages.SEALED] = messages.write_sealed(sealed)
-    return content
 
 
 def _said(

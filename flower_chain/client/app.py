@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -15,6 +14,7 @@ from flower_chain.audit_messages import AUDIT
 from flower_chain.client.account import device_account
 from flower_chain.client.agent import Agent
 from flower_chain.client.own_node import OwnNode
+from flower_chain.client.own_store import OwnStore
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.client.validation import Log, current, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
@@ -28,7 +28,6 @@ from flower_chain.records import (
     to_ppm,
 )
 from flower_chain.rules.record_and_reward import Rule, evidence
-from flower_chain.store import DirectoryStore
 from flower_chain.store.cid import cid_of, cid_to_bytes
 
 CLASSES = "flower-chain.classes"
@@ -47,6 +46,9 @@ class ClientApp(FlowerClientApp):
 
     With ``ledger`` in the ``--node-config``, the URL of a node, the device checks there what it is
     told, and submits its contribution itself, for which its account needs gas; else the owner does.
+
+    With ``store`` in it, a directory that the owner reads too or the URL of an IPFS node of the
+    device's own, the device puts its sealed update or model there and sends only the CID.
 
     Under BlockFLow and in a data trust the device is an agent: it posts a bond, of at most
     ``max-bond`` tokens in the ``--node-config``, and scores the models of the others with
@@ -231,7 +233,11 @@ class ClientApp(FlowerClientApp):
             errors,
         )
         signed = Signed(contribution, sign(contribution.encode(request.domain), account))
-        return _seal_reply(reply, signed, sealed, context), (signed, sealed)
+        with OwnStore.of(context, request.plan.run, account.address) as store:
+            if store is not None:
+                store.put(sealed)
+        _seal_reply(reply, signed, None if store else sealed)
+        return reply, (signed, sealed)
 
     def _errors(
         self,
@@ -295,15 +301,11 @@ class ClientApp(FlowerClientApp):
         return cost
 
 
-def _seal_reply(reply: Message, signed: Signed, sealed: bytes, context: Context) -> Message:
-    """The reply with the sealed update in place of the arrays."""
-    folder = context.node_config.get("store")
-    if folder is not None:
-        DirectoryStore(Path(str(folder))).put(sealed)
+def _seal_reply(reply: Message, signed: Signed, sealed: bytes | None) -> None:
+    """Put the contribution in place of the arrays, and the sealed update unless it is stored."""
     for key in list(reply.content.array_records):
         del reply.content[key]
-    messages.write_contribution(reply.content, signed, None if folder else sealed)
-    return reply
+    messages.write_contribution(reply.content, signed, sealed)
 
 
 def _without_ours(message: Message) -> Message:

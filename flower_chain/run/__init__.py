@@ -5,7 +5,7 @@
     RUN/
     ├── run.json         where the contract is; no secrets
     ├── ledger.journal   the embedded ledger, if the run uses it
-    ├── store/           every model, and all that is sealed
+    ├── store/           every model, and all that is sealed, unless an IPFS node was named
     ├── lock             held by the server while it runs
     └── owner.key        the owner's account, unless another key file was named
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run, scheme_in
+from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Content, Pointers, Run, scheme_in
 from flower_chain.run.blockflow import BlockFlowRun
 from flower_chain.run.data_trust import DataTrustRun
 from flower_chain.run.peers import PeersRun
@@ -29,6 +29,7 @@ __all__ = [
     "TOKEN_SUPPLY",
     "AnyRun",
     "BlockFlowRun",
+    "Content",
     "DataTrustRun",
     "Funds",
     "PeersRun",
@@ -45,6 +46,11 @@ RUNS: dict[str, type[RecordAndRewardRun] | type[BlockFlowRun] | type[DataTrustRu
 }
 
 
-def open_run(path: Path, account: LocalAccount | None = None, where: str | None = None) -> AnyRun:
+def open_run(
+    path: Path,
+    account: LocalAccount | None = None,
+    where: str | None = None,
+    store: str | None = None,
+) -> AnyRun:
     """Open a run of whatever scheme; otherwise as :meth:`Run.open`."""
-    return RUNS[scheme_in(path)].open(path, account, where)
+    return RUNS[scheme_in(path)].open(path, account, where, store=store)

@@ -2,10 +2,11 @@
 
 import json
 import re
-from abc import ABC
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, ClassVar, Self
 
@@ -13,11 +14,12 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from flower_chain import durable
-from flower_chain.errors import ConfigError, Damaged, FormatError, WrongChain
+from flower_chain.errors import ConfigError, Damaged, FormatError, NotStored, WrongChain
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger
 from flower_chain.plan import Plan
-from flower_chain.store import DirectoryStore, Store
+from flower_chain.store import FOLDER as NODE_FOLDER
+from flower_chain.store import Store, open_store
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import Arrays, digest, unpack
 
@@ -45,6 +47,8 @@ class Pointers:
         What the owner put into the pool when the run began, in the token's smallest unit.
     plan : str
         The plan as text; the contract holds its digest.
+    store : str
+        The URL of an IPFS node as it was written, without secrets; empty for ``store/`` beside.
     """
 
     ledger: str
@@ -54,12 +58,21 @@ class Pointers:
     token: str
     pool: int
     plan: str
+    store: str = ""
 
     @classmethod
-    def to(cls, where: str, contract: Contract, token: Contract, plan: Plan, pool: int = 0) -> Self:
+    def to(
+        cls,
+        where: str,
+        contract: Contract,
+        token: Contract,
+        plan: Plan,
+        pool: int = 0,
+        store: str = "",
+    ) -> Self:
         """Those of a run that has just begun."""
-        chain_id, text = contract.ledger.chain_id, plan.to_json()
-        return cls(where, chain_id, contract.block, contract.address, token.address, pool, text)
+        chain_id, block, address = contract.ledger.chain_id, contract.block, contract.address
+        return cls(where, chain_id, block, address, token.address, pool, plan.to_json(), store)
 
     def write(self, path: Path) -> None:
         """Write to `path` such that it is there whole or not at all."""
@@ -78,17 +91,51 @@ class Pointers:
             raise ConfigError(f"{path} is damaged: {fault}") from None
 
 
+@dataclass(frozen=True)
+class Content:
+    """Something that a run has stored, as its ledger names it.
+
+    Parameters
+    ----------
+    round : int
+        Of the model; or of that which the sealed update or model was made for.
+    kind : str
+        ``model``, ``sealed update`` or ``sealed model``.
+    device : str
+        The account of who made it; empty for the models that the owner published.
+    is_needed : bool
+        Whether the run can't be checked without it: not what was refused, or does not count yet.
+    cid : str
+    """
+
+    round: int
+    kind: str
+    device: str = ""
+    is_needed: bool = True
+    cid: str = ""
+
+
+def contents_of(named: Iterable[tuple[bytes, Content]]) -> list[Content]:
+    """What is named by an address, in the order of rounds; devices may write what is none."""
+    found = []
+    for cid, content in named:
+        with suppress(FormatError):
+            found.append(replace(content, cid=cid_from_bytes(cid)))
+    return sorted(found, key=lambda content: content.round)
+
+
 class Run(ABC):
     """A run, open.
 
     Attributes
     ----------
     plan : Plan
-    store : Store
     contract : Contract
         The scheme's.
     token : Contract
         The ERC-20 that it pays in.
+    path : Path
+        The folder of its records.
     pointers : Pointers
     goes_on : bool
         Whether it was found in its folder when it was started.
@@ -100,10 +147,11 @@ class Run(ABC):
     def __init__(
         self, path: Path, pointers: Pointers, ledger: Ledger, account: LocalAccount | None
     ) -> None:
+        self.path = path
         self.pointers = pointers
+        self._store_at: str | None = None
         self.goes_on = False
         self.plan = Plan.from_json(pointers.plan)
-        self.store: Store = DirectoryStore(path / "store")
         self.contract = Contract(ledger, pointers.contract, self.contract_name, pointers.block)
         self.token = Contract(ledger, pointers.token, "RewardToken")
         self._account = account
@@ -117,6 +165,7 @@ class Run(ABC):
         account: LocalAccount | None = None,
         where: str | None = None,
         confirmations: int = 1,
+        store: str | None = None,
     ) -> Self:
         """Open a run, for reading also while it is going on.
 
@@ -128,6 +177,9 @@ class Run(ABC):
         where : str, optional
             URL of another node of the same chain.
         confirmations : int
+        store : str, optional
+            Where to look for what is stored, if not where the run has it: a directory, or the URL
+            of another node.
 
         Raises
         ------
@@ -159,6 +211,7 @@ class Run(ABC):
             if not ledger.has_code(pointers.contract):
                 raise WrongChain(f"{ledger} has no contract at {pointers.contract}")
             run = cls(path, pointers, ledger, account)
+            run._store_at = store
             undo.pop_all()
         return run
 
@@ -169,6 +222,7 @@ class Run(ABC):
         where: str,
         owner: LocalAccount,
         confirmations: int,
+        store: str,
         begin: Callable[[Ledger], tuple[Pointers, Contract]],
         check: Callable[[Self], None],
     ) -> Self:
@@ -178,6 +232,7 @@ class Run(ABC):
             lock = undo.enter_context(_locked(path))
             if (path / FILE).exists():
                 run = undo.enter_context(closing(cls.open(path, owner, where, confirmations)))
+                run._require_the_same_store(store)
                 check(run)
                 run.goes_on = True
             else:
@@ -189,6 +244,89 @@ class Run(ABC):
             run._held.enter_context(lock)
             undo.pop_all()
         return run
+
+    @cached_property
+    def store(self) -> Store:
+        """Where models and sealed updates are; opened when it is first needed.
+
+        Raises
+        ------
+        StoreError
+            If it can't be opened: the node does not answer, say.
+        """
+        where = self.pointers.store if self._store_at is None else self._store_at
+        return self._held.enter_context(store_of(self.path, where, self.plan))
+
+    @abstractmethod
+    def contents(self) -> list[Content]:
+        """All that the ledger names, with the rounds in order, whether the store has it or not."""
+
+    @property
+    @abstractmethod
+    def reached(self) -> int:
+        """The round of the model that was published last."""
+
+    def kept_from(self, keep: int | None = None) -> int:
+        """The first round of which all is kept, if those of `keep` before the current one are.
+
+        By the plan if nothing else is said; 0 is for all.
+        """
+        keep = self.plan.keep_rounds if keep is None else keep
+        return max(0, self.reached - keep) if keep else 0
+
+    def kept(self, keep: int | None = None) -> list[Content]:
+        """What the ledger names of the rounds that are kept, as :meth:`kept_from` tells them."""
+        first = self.kept_from(keep)
+        return [content for content in self.contents() if content.round >= first]
+
+    def let_go(self) -> None:
+        """Remove from the store what belongs to rounds that the plan does not keep."""
+        if self.kept_from():
+            self.store.keep_only({content.cid for content in self.kept()})
+
+    def move(self, where: str) -> Iterator[Content]:
+        """Copy to another store what the plan keeps, and have the run go on there.
+
+        What is there already is not copied. The old store stays as it is.
+
+        Parameters
+        ----------
+        where : str
+            The URL of an IPFS node, or empty for ``store/`` in the run's folder.
+
+        Yields
+        ------
+        Content
+            Each that is kept, once it is in the other store.
+
+        Raises
+        ------
+        ConfigError
+            If the run is going on in another process.
+        StoreError
+            If something that is needed is not there; the run stays where it was then.
+        """
+        with self.alone(), store_of(self.path, where, self.plan) as other:
+            there = other.stored()
+            for each in self.kept():
+                if each.cid not in there:
+                    self._copy(each, other)
+                yield each
+            self.pointers = replace(self.pointers, store=where)
+            self.pointers.write(self.path / FILE)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the run from going on in another process meanwhile, or ConfigError if it does."""
+        with _locked(self.path):
+            yield
+
+    def _copy(self, content: Content, other: Store) -> None:
+        try:
+            other.put(self.store.get(content.cid))
+        except NotStored:
+            if content.is_needed:
+                raise
 
     def load(self, name: str, cid: bytes, recorded: bytes) -> Arrays:
         """A model from the store.
@@ -216,6 +354,14 @@ class Run(ABC):
         """Give back the ledger, and let others continue the run."""
         self._held.close()
 
+    def _require_the_same_store(self, where: str) -> None:
+        if where != self.pointers.store:
+            here, there = (_name_of_store(each) for each in (where, self.pointers.store))
+            raise ConfigError(
+                f"store is {here}, but the run in this folder has its records in {there}: continue "
+                f"it there, or move them first, by `flower-chain store move {self.path} {where}`"
+            )
+
     def _require_the_same(self, plan: Plan, token: str | None) -> None:
         """ConfigError if somebody wants to continue another run than this."""
         assert self._account is not None
@@ -225,6 +371,25 @@ class Run(ABC):
             raise another("token", token, self.pointers.token)
         for name, now, then in plan.differences(self.plan):
             raise another(name, now, then)
+
+
+def store_of(path: Path, where: str, plan: Plan) -> Store:
+    """The store of the run in a folder.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    where : str
+        The URL of an IPFS node, on which the run has a folder of its own, or a directory; empty for
+        ``store/`` in the run's folder.
+    plan : Plan
+    """
+    return open_store(where or str(path / "store"), f"{NODE_FOLDER}/{plan.run}")
+
+
+def _name_of_store(where: str) -> str:
+    return where or "the directory store/"
 
 
 def scheme_in(path: Path) -> str:

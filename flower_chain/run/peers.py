@@ -13,8 +13,8 @@ from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage
 from flower_chain.peers import Peers
 from flower_chain.plan import PeersPlan
-from flower_chain.run.base import Pointers, Run, token_of
-from flower_chain.store import DirectoryStore
+from flower_chain.records import TrainedModel
+from flower_chain.run.base import Content, Pointers, Run, contents_of, store_of, token_of
 from flower_chain.store.cid import cid_to_bytes
 from flower_chain.updates import Arrays, digest, pack
 
@@ -64,6 +64,7 @@ class PeersRun(Run):
         plan_of: PlanOf,
         token: str | None,
         confirmations: int = 1,
+        store: str = "",
     ) -> Self:
         """Continue the run in a folder, or begin one there.
 
@@ -85,6 +86,8 @@ class PeersRun(Run):
             Checksum address of the ERC-20; None deploys one, and gives each agent its bond.
         confirmations : int
             Blocks that must hold or follow a transaction before it counts.
+        store : str
+            The URL of an IPFS node; empty for the directory ``store/`` in `path`.
 
         Raises
         ------
@@ -92,25 +95,28 @@ class PeersRun(Run):
             If the run in `path` is another one; names the difference.
         LedgerError
             If the ledger can't be used.
+        StoreError
+            If the store can't.
         """
 
         def begin(ledger: Ledger) -> tuple[Pointers, Contract]:
             plan = plan_of(agents(ledger.chain_id))
+            packed = pack(model)
+            with store_of(path, store, plan) as opened:
+                first = digest(packed), cid_to_bytes(opened.put(packed))
             money = token_of(ledger, owner, token)
             _require_permits(money)
             for account in plan.accounts if token is None else ():
                 money.transact(owner, "transfer", account, plan.bond)
-            packed = pack(model)
-            cid = DirectoryStore(path / "store").put(packed)
-            first = digest(packed), cid_to_bytes(cid)
             made = cls._deploy(ledger, owner, money.address, plan, first)
-            return Pointers.to(where, made.contract, money, plan), money
+            return Pointers.to(where, made.contract, money, plan, store=store), money
 
         return cls._start(
             path,
             where,
             owner,
             confirmations,
+            store,
             begin,
             lambda run: run._check(plan_of, token),
         )
@@ -118,6 +124,29 @@ class PeersRun(Run):
     def _check(self, plan_of: PlanOf, token: str | None) -> None:
         plan = plan_of(self.plan.agent_keys)
         self._require_the_same(replace(plan, first=self.plan.first), token)
+
+    def contents(self) -> list[Content]:
+        """All that the ledger names."""
+        history = self.experiment.history()
+        models = [
+            (cid, Content(number, "model"))
+            for number, announced in history.announced.items()
+            for cid in announced.values()
+        ]
+        sealed = [
+            (model.cid, self._content_of(model, is_needed=agent in record.left))
+            for record in history.rounds
+            for agent, model in record.contributions.items()
+        ]
+        return contents_of(models + sealed)
+
+    def _content_of(self, model: TrainedModel, is_needed: bool) -> Content:
+        return Content(model.round, "sealed model", self.plan.accounts[model.agent], is_needed)
+
+    @property
+    def reached(self) -> int:
+        """The round of the model that was announced last: the first is when the run begins."""
+        return max(self.experiment.history().announced)
 
     def done(self) -> int:
         """How many rounds have ended.

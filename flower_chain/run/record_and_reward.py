@@ -15,8 +15,16 @@ from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.federation import Federation, Version
 from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.records import TOKEN_UNITS, Model
-from flower_chain.run.base import Pointers, Run, another, check_readers, token_of
-from flower_chain.store import DirectoryStore
+from flower_chain.run.base import (
+    Content,
+    Pointers,
+    Run,
+    another,
+    check_readers,
+    contents_of,
+    store_of,
+    token_of,
+)
 from flower_chain.store.cid import cid_to_bytes
 from flower_chain.updates import Arrays, digest, pack
 
@@ -67,6 +75,7 @@ class RecordAndRewardRun(Run):
         model: Arrays,
         measure: Callable[[Arrays], int],
         confirmations: int = 1,
+        store: str = "",
     ) -> Self:
         """Continue the run in a folder, or begin one there.
 
@@ -85,6 +94,8 @@ class RecordAndRewardRun(Run):
             From a model to its error on the owner's validation data, in parts per million.
         confirmations : int
             Blocks that must hold or follow a transaction before it counts.
+        store : str
+            The URL of an IPFS node; empty for the directory ``store/`` in `path`.
 
         Raises
         ------
@@ -92,23 +103,26 @@ class RecordAndRewardRun(Run):
             If the run in `path` is another one; names the difference.
         LedgerError
             If the ledger can't be used.
+        StoreError
+            If the store can't.
         """
         check_readers(plan, owner)
 
         def begin(ledger: Ledger) -> tuple[Pointers, Contract]:
             """Store T_0 and publish it with the contracts."""
             packed = pack(model)
-            cid = DirectoryStore(path / "store").put(packed)
+            with store_of(path, store, plan) as opened:
+                cid = opened.put(packed)
             seed = seed_of(owner, plan, 0)
             first = Model(digest(packed), cid_to_bytes(cid), keccak(seed), measure(model))
             token = token_of(ledger, owner, funds.token)
             contract = ledger.deploy(
                 owner, cls.contract_name, token.address, _terms(plan), first.as_tuple()
             )
-            return Pointers.to(where, contract, token, plan, funds.pool), token
+            return Pointers.to(where, contract, token, plan, funds.pool, store), token
 
         run = cls._start(
-            path, where, owner, confirmations, begin, lambda run: run._check(plan, funds)
+            path, where, owner, confirmations, store, begin, lambda run: run._check(plan, funds)
         )
         try:
             run._fill_pool()
@@ -116,6 +130,30 @@ class RecordAndRewardRun(Run):
             run.close()
             raise
         return run
+
+    def contents(self) -> list[Content]:
+        """All that the ledger names, also what was refused."""
+        versions = self.federation.history().versions
+        models = [(version.model.cid, Content(version.number, "model")) for version in versions]
+        updates = [
+            (
+                verdict.signed.contribution.cid,
+                Content(
+                    version.number,
+                    "sealed update",
+                    verdict.device,
+                    is_needed=version.settled and verdict in version.accepted,
+                ),
+            )
+            for version in versions
+            for verdict in version.verdicts
+        ]
+        return contents_of(models + updates)
+
+    @property
+    def reached(self) -> int:
+        """The current version."""
+        return self.federation.version
 
     def current(self) -> tuple[Version, Arrays]:
         """The current version, and its model from the store.

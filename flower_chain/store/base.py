@@ -2,7 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import BinaryIO, Self
 
@@ -99,6 +99,19 @@ class Store(ABC):
         if (found := hasher.cid()) != cid:
             raise Damaged(f"the {hasher.size} bytes under {cid} in {self} are those of {found}")
 
+    def keep_only(self, cids: Collection[str]) -> list[str]:
+        """Remove all but `cids`, those of the last rounds, say; returns what was removed.
+
+        Raises
+        ------
+        StoreError
+            If that can't be done.
+        """
+        old = [cid for cid in self.stored() if cid not in cids]
+        for cid in old:
+            self.remove(cid)
+        return old
+
     def close(self) -> None:  # noqa: B027 - not every store keeps something open
         """Close what the store keeps open."""
 
@@ -111,6 +124,28 @@ class Store(ABC):
     @abstractmethod
     def __contains__(self, cid: str) -> bool:
         """Whether something is stored under `cid`; :meth:`get` tells if it is undamaged."""
+
+    @abstractmethod
+    def stored(self) -> dict[str, int]:
+        """The CIDs of what was put here and not removed, and how many bytes each names.
+
+        Raises
+        ------
+        StoreError
+            If that can't be read.
+        """
+
+    @abstractmethod
+    def remove(self, cid: str) -> None:
+        """Let go of what is stored under `cid`; nothing happens if nothing is.
+
+        Raises
+        ------
+        FormatError
+            If `cid` is not a CID.
+        StoreError
+            If it can't be removed.
+        """
 
     @abstractmethod
     def _write(self, cid: str, file: BinaryIO, size: int) -> None:

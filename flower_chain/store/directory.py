@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flower_chain.durable import replacing, sync_directory
-from flower_chain.errors import NotStored, StoreError
+from flower_chain.errors import FormatError, NotStored, StoreError
 from flower_chain.store.base import Store, pieces_of
 from flower_chain.store.cid import cid_to_bytes
 
@@ -49,6 +49,36 @@ class DirectoryStore(Store):
         cid_to_bytes(cid)
         return (self.path / cid).is_file()
 
+    def stored(self) -> dict[str, int]:
+        """The files that are named by a CID, and their sizes.
+
+        Raises
+        ------
+        StoreError
+            If the directory can't be read.
+        """
+        try:
+            files = {entry.name: entry.stat().st_size for entry in self.path.iterdir()}
+        except OSError as error:
+            raise StoreError(f"can't read {self.path}: {error}") from error
+        return {name: size for name, size in files.items() if _is_cid(name)}
+
+    def remove(self, cid: str) -> None:
+        """Delete the file under `cid`, if there is one.
+
+        Raises
+        ------
+        FormatError
+            If `cid` is not a CID.
+        StoreError
+            If it can't be deleted.
+        """
+        cid_to_bytes(cid)
+        try:
+            (self.path / cid).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"can't delete {self.path / cid}: {error}") from error
+
     def _write(self, cid: str, file: BinaryIO, size: int) -> None:
         target = self.path / cid
         try:
@@ -70,6 +100,14 @@ class DirectoryStore(Store):
             raise NotStored(f"nothing is stored under {cid} in {self.path}") from error
         except OSError as error:
             raise StoreError(f"can't read {source}: {error}") from error
+
+
+def _is_cid(name: str) -> bool:
+    try:
+        cid_to_bytes(name)
+    except FormatError:
+        return False
+    return True
 
 
 def _holds(path: Path, file: BinaryIO) -> bool:

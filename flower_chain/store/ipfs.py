@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar
 
@@ -33,6 +33,9 @@ ADD: Options = {
     "cid-base": "base32",
     "pin": True,
 }
+DIRECTORY = 1
+"""What a node calls a folder among the files: one of another store."""
+
 FULL = re.compile(r"no space left|ENOSPC|disk quota|\bfull\b", re.IGNORECASE)
 
 
@@ -42,7 +45,7 @@ class IpfsStore(Store):
     What is put is pinned, and listed in a folder among the node's files: neither is collected as
     garbage. By that folder the store knows, after a restart and from other processes, what is its
     own; several stores on a node have a folder each, and what two of them hold stays until both
-    have unpinned it.
+    have removed it.
 
     Parameters
     ----------
@@ -113,7 +116,7 @@ class IpfsStore(Store):
         return True
 
     def stored(self) -> dict[str, int]:
-        """The CIDs of what was put and not unpinned, and how many bytes each names.
+        """The CIDs of what was put and not removed, and how many bytes each names.
 
         Raises
         ------
@@ -126,11 +129,12 @@ class IpfsStore(Store):
                 lambda: self._rpc.ask("files/ls", self._folder, options={"long": True})
             )
         try:
-            return {each["Name"]: int(each["Size"]) for each in answer["Entries"] or ()}
-        except (KeyError, TypeError, ValueError):
+            files = [each for each in answer["Entries"] or () if each.get("Type") != DIRECTORY]
+            return {each["Name"]: int(each["Size"]) for each in files}
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise StoreError(f"{self} lists its files in a way that is not IPFS's") from None
 
-    def unpin(self, cid: str) -> None:
+    def remove(self, cid: str) -> None:
         """Let the node throw away what is stored under `cid`; nothing happens if nothing is.
 
         Its bytes go when the node collects garbage: ``ipfs repo gc``, or ``ipfs daemon
@@ -149,19 +153,6 @@ class IpfsStore(Store):
             self._insist(lambda: self._rpc.ask("pin/rm", cid))
         with _unless("not exist"):
             self._insist(lambda: self._rpc.ask("files/rm", self._entry(cid)))
-
-    def keep_only(self, cids: Collection[str]) -> list[str]:
-        """Unpin all but `cids`, those of the last rounds, say; returns what was unpinned.
-
-        Raises
-        ------
-        StoreError
-            If the node does not answer.
-        """
-        old = [cid for cid in self.stored() if cid not in cids]
-        for cid in old:
-            self.unpin(cid)
-        return old
 
     def close(self) -> None:
         """Close the connections."""
@@ -218,7 +209,7 @@ class IpfsStore(Store):
         if held + size > self._quota:
             raise StoreError(
                 f"{self} holds {held} bytes; {size} more would exceed its quota of {self._quota}: "
-                "unpin what is old, or raise the quota"
+                "remove what is old, or raise the quota"
             )
 
     def _check_speed(self, cid: str, done: int, seconds: float) -> None:

@@ -118,8 +118,8 @@ class Admitter:
         plan = self._plan
         if sealed is None:
             sealed = fetch(self._store, contribution, plan.model, plan.n_readers)
-        else:
-            keep(self._store, sealed, contribution, plan.model, plan.n_readers)
+        # Also what was found: on a node of the device's own it may not stay.
+        keep(self._store, sealed, contribution, plan.model, plan.n_readers)
         return open_sealed(sealed, contribution, self._domain, plan.model, self._owner)
 
 

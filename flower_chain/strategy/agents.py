@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from logging import INFO, WARNING
 from typing import TypeVar
 
@@ -88,16 +90,24 @@ class Agents:
         answers: Iterable[tuple[int, Message]],
         read: Callable[[int, RecordDict], Item],
     ) -> dict[int, Item]:
-        """What can be used of the answers, by agent."""
-        items: dict[int, Item] = {}
-        for agent, answer in answers:
+        """What can be used of the answers, by agent.
+
+        They are read in threads: what an agent only names is fetched meanwhile, and if it is
+        nowhere, that takes as long as a node looks for it.
+        """
+
+        def used(agent: int, answer: Message) -> list[tuple[int, Item]]:
             try:
                 if answer.has_error():
                     raise FormatError(last_line(answer.error.reason))
-                items[agent] = read(agent, answer.content)
+                return [(agent, read(agent, answer.content))]
             except FormatError as fault:
                 self._complain(agent, str(fault))
-        return items
+                return []
+
+        with ThreadPoolExecutor() as threads:
+            found = threads.map(lambda answered: used(*answered), answers)
+            return dict(chain.from_iterable(found))
 
     def forgive(self) -> None:
         """Forget what was wrong with answers, so that it is told again."""

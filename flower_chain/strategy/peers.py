@@ -16,7 +16,16 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from flower_chain import audit_messages, messages, updates
-from flower_chain.errors import ConfigError, FormatError, Reverted, RunEnded, StoreError
+from flower_chain.errors import (
+    ConfigError,
+    Damaged,
+    FormatError,
+    NotStored,
+    Reverted,
+    RunEnded,
+    StoreError,
+    TooLarge,
+)
 from flower_chain.ledger.blockflow import Permit, Progress, Rejection, Round, Stage
 from flower_chain.messages import Request
 from flower_chain.plan import PeersPlan
@@ -109,6 +118,7 @@ class PeersStrategy(LedgerStrategy):
         super().__init__(strategy, settings)
         self._rounds_said: dict[int, Said] = {}
         self._configured = -1
+        self._with_store: set[int] = set()
 
     @abstractmethod
     def _tell(self, done: Round) -> None:
@@ -148,6 +158,7 @@ class PeersStrategy(LedgerStrategy):
         self._reveal(said)
         self._score(said)
         arrays = self._conclude(self._number)
+        self._run.let_go()
         return record_of(arrays), self._metrics(said)
 
     def _inner_task(self, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
@@ -184,6 +195,7 @@ class PeersStrategy(LedgerStrategy):
             plan_of,
             settings.token_address,
             settings.confirmations,
+            settings.store,
         )
         try:
             experiment = self._run.experiment
@@ -209,10 +221,10 @@ class PeersStrategy(LedgerStrategy):
         """Enrol the agents if that is left to do, and tell the model of the current round."""
         run, experiment = self._run, self._run.experiment
         self._number = 0
-        first = run.model(0)
-        assert first is not None
-        self._received = first
         if experiment.progress.stage is Stage.ENROL:
+            first = run.model(0)
+            assert first is not None
+            self._received = first
             self._enrol()
         self._pay_out()
         self._done = run.done()
@@ -264,11 +276,15 @@ class PeersStrategy(LedgerStrategy):
         def read(agent: int, answer: RecordDict) -> SignedBy[TrainedModel]:
             model, signature = self._signed(agent, answer, TrainedModel)
             sealed = messages.read_sealed(answer)
-            if sealed is None or len(sealed) != peers.sealed_bytes:
-                size = len(sealed or b"")
+            if sealed is None:
+                sealed = self._find(model)
+                self._with_store.add(agent)
+            if len(sealed) != peers.sealed_bytes:
+                size = len(sealed)
                 raise FormatError(f"a sealed model of {size} bytes, not {peers.sealed_bytes}")
             if (cid := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
                 raise FormatError(f"the bytes of {cid}, but {named} was signed")
+            # Also what was found: on a node of the agent's own it may not stay.
             run.store.put(sealed)
             for metrics in answer.metric_records.values():
                 said.metrics[agent] = metrics
@@ -286,12 +302,13 @@ class PeersStrategy(LedgerStrategy):
         self._catch_up(said, said.models)
         content = self._question(audit_messages.RETRIEVE)
         content[audit_messages.SAID] = audit_messages.write_said(said.models.values())
+        whole = RecordDict(dict(content))
         progress = run.experiment.progress
-        if progress.stage is Stage.RETRIEVE:
+        if progress.stage is Stage.RETRIEVE and set(progress.awaited) - self._with_store:
             sealed = [
                 (agent, self._sealed(model)) for agent, (model, _) in sorted(said.models.items())
             ]
-            content[audit_messages.MODELS] = audit_messages.write_models(sealed)
+            whole[audit_messages.MODELS] = audit_messages.write_models(sealed)
 
         def relay(retrievals: Mapping[int, SignedBy[Retrieval]]) -> list[Rejection]:
             rejections = run.experiment.retrieve(list(retrievals.values()))
@@ -299,8 +316,19 @@ class PeersStrategy(LedgerStrategy):
             return rejections
 
         self._let_act(
-            Stage.RETRIEVE, lambda _: content, lambda a, r: self._signed(a, r, Retrieval), relay
+            Stage.RETRIEVE,
+            # Who has a store fetches the models itself.
+            lambda agent: content if agent in self._with_store else whole,
+            lambda a, r: self._signed(a, r, Retrieval),
+            relay,
         )
+
+    def _find(self, model: TrainedModel) -> bytes:
+        """A model that was not sent along, from the store; FormatError if it is not there."""
+        try:
+            return self._run.store.get(cid_from_bytes(model.cid), self._run.peers.sealed_bytes)
+        except (NotStored, Damaged, TooLarge) as fault:
+            raise FormatError(f"its model: {fault}") from fault
 
     def _sealed(self, model: TrainedModel) -> bytes:
         """A model's bytes; nothing if they are not here, as when another relay had them."""

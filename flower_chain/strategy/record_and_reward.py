@@ -126,6 +126,7 @@ class RecordAndReward(LedgerStrategy):
         accepted, findings = self._judge(version, admissions)
         arrays, metrics = self._aggregate(self._done + server_round, accepted)
         self._settle(version, findings, arrays)
+        self._run.let_go()
         return record_of(arrays), metrics
 
     def _open(self, grid: Grid, model: Arrays) -> Arrays:
@@ -140,6 +141,7 @@ class RecordAndReward(LedgerStrategy):
             model,
             self._examiner.error,
             settings.confirmations,
+            settings.store,
         )
         try:
             self._enrol(self._allowlist or ())

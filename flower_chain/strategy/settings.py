@@ -29,6 +29,8 @@ PASSWORD = re.compile("//[^/?#]*[^/?#:@]@")
 WEIGHTS = ("accuracy_weight", "precision_weight", "recall_weight", "consistency_weight")
 """Of a data trust's quality."""
 
+NODE_URL = re.compile("https?://.+")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -44,6 +46,11 @@ class Settings:
     ledger : str
         ``embedded``, or the URL of a node's JSON-RPC endpoint; ``${NAME}`` in it stands for an
         environment variable, so that no secret stands in a run-config.
+    store : str
+        Where models and sealed updates are: empty for ``store/`` in `run`, or the URL of an IPFS
+        node's RPC, such as ``http://127.0.0.1:5001``; ``${NAME}`` as for `ledger`.
+    keep_rounds : int
+        Of how many rounds before the current one models and sealed updates are kept; 0 for all.
     owner_key : str
         Key file or keystore of the owner; empty for ``owner.key`` in `run`, made if not there.
     keys : str
@@ -71,6 +78,8 @@ class Settings:
     run: str
     _: KW_ONLY
     ledger: str = "embedded"
+    store: str = ""
+    keep_rounds: int = 0
     owner_key: str = ""
     keys: str = ""
     enrol: str = "open"
@@ -84,9 +93,15 @@ class Settings:
             _check_type(field.name, getattr(self, field.name), field.type)
         if not self.run:
             raise refused("run", self.run, "it must name a folder")
-        if PASSWORD.search(VARIABLE.sub("", self.ledger)):
-            shown = re.sub("//[^/?#]*@", "//***@", self.ledger)
-            raise refused("ledger", shown, "no password stands in a run-config: write ${NAME}")
+        for name in ("ledger", "store"):
+            _check_no_password(name, getattr(self, name))
+        if self.store and not NODE_URL.fullmatch(self.store):
+            rule = (
+                "it must be the URL of an IPFS node, or empty for a directory in the run's folder"
+            )
+            raise refused("store", self.store, rule)
+        if self.keep_rounds < 0:
+            raise refused("keep_rounds", self.keep_rounds, "it must not be negative")
         if self.token and not is_address(self.token):
             raise refused("token", self.token, "it must be an address")
         for name in ("timeout", "confirmations"):
@@ -241,6 +256,7 @@ class RecordAndRewardSettings(Settings):
             validation_digest=validation_digest,
             tolerance_ppm=to_ppm(self.tolerance),
             readers=self.reader_keys(),
+            keep_rounds=self.keep_rounds,
         )
 
 
@@ -316,6 +332,7 @@ class PeersSettings(Settings):
             "model": model,
             "inner": inner,
             "readers": self.reader_keys(),
+            "keep_rounds": self.keep_rounds,
             "first": first.hex(),
             "agents": " ".join(key.hex() for key in ordered),
             "rounds": rounds,
@@ -508,6 +525,12 @@ def _token_units(name: str, tokens: float) -> int:
     if name == "rate" and units >= 2**64:
         raise refused(name, tokens, "it must be below 18.4 tokens for each data point")
     return int(units)
+
+
+def _check_no_password(name: str, url: str) -> None:
+    if PASSWORD.search(VARIABLE.sub("", url)):
+        shown = re.sub("//[^/?#]*@", "//***@", url)
+        raise refused(name, shown, "no password stands in a run-config: write ${NAME}")
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:

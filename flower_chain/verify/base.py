@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from eth_account.signers.local import LocalAccount
 
 from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified, WrongChain
 from flower_chain.run import Run
-from flower_chain.store.cid import cid_from_bytes
+from flower_chain.store.cid import cid_from_bytes, cid_to_bytes
 from flower_chain.updates import Arrays, check_finite, digest, unpack
 
 
@@ -44,6 +45,8 @@ class Verifier(ABC):
 
     def __init__(self, run: Run, reader: LocalAccount | None) -> None:
         self._run, self._reader, self._report = run, reader, Report()
+        self._kept_from = run.kept_from()
+        self._gone = 0
 
     @abstractmethod
     def check(self) -> Iterator[Report]:
@@ -101,6 +104,25 @@ class Verifier(ABC):
             raise Unverified(f"{where}: {fault}") from fault
         self._report.count("models")
         return arrays
+
+    def _is_gone(self, number: int, cid: bytes) -> bool:
+        """Whether something is of a round that the plan does not keep, and was removed."""
+        if number >= self._kept_from or cid in self._held:
+            return False
+        self._gone += 1
+        return True
+
+    @cached_property
+    def _held(self) -> set[bytes]:
+        return set(map(cid_to_bytes, self._run.store.stored()))
+
+    def _say_what_is_gone(self) -> None:
+        if self._gone:
+            kept = self._run.plan.keep_rounds
+            self._report.unchecked.append(
+                f"{self._gone} models and sealed files of rounds before {self._kept_from}: no "
+                f"longer there, as the plan keeps those of the last {kept} rounds (keep-rounds)"
+            )
 
     # -- money ------------------------------------------------------------------------------
 

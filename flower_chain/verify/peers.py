@@ -74,6 +74,7 @@ class PeersVerifier(Verifier):
                 model = self._check_successor(record, weights, model)
             yield self._report
         self._check_balances()
+        self._say_what_is_gone()
         self._say_what_was_passed_over()
         yield self._report
 
@@ -146,7 +147,8 @@ class PeersVerifier(Verifier):
             raise Unverified(
                 f"{where}: its digest is {found.hex()}, the plan's {self._run.plan.first}"
             )
-        self._load(where, cid, found)
+        if not self._is_gone(number, cid):
+            self._load(where, cid, found)
         return found
 
     def _is_trained_on(self, number: int) -> bool:
@@ -163,7 +165,8 @@ class PeersVerifier(Verifier):
         expected = None if self._aggregates_itself else model
         if any(weights.values()) and not self._aggregates_itself:
             opened = [arrays for arrays in trained if arrays is not None]
-            mean = weighted_mean(opened, list(weights.values())) if opened else None
+            is_whole = opened and len(opened) == len(weights)
+            mean = weighted_mean(opened, list(weights.values())) if is_whole else None
             expected = None if mean is None else digest_of(mean)
         if announced is not None and expected is not None:
             if announced != expected:
@@ -179,7 +182,12 @@ class PeersVerifier(Verifier):
         return None
 
     def _check_trained(self, model: TrainedModel) -> Arrays | None:
-        """What an agent trained, which must be stored as it signed it; None without a key."""
+        """What an agent trained, which must be stored as it signed it.
+
+        None if it can't be opened without a key, or is no longer there.
+        """
+        if self._is_gone(model.round, model.cid):
+            return None
         where = f"round {model.round}, model of {self._name(model.agent)}"
         try:
             sealed = self._run.store.get(cid_from_bytes(model.cid), self._peers.sealed_bytes)

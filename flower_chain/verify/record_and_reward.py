@@ -68,6 +68,7 @@ class RecordAndRewardVerifier(Verifier):
                 model = self._check_successor(model, updates, version, successor)
             yield self._report
         self._check_balances()
+        self._say_what_is_gone()
         if self._on_word:
             word = (
                 f"{self._on_word} findings about what only the owner saw: no, late or bad answers"
@@ -115,8 +116,10 @@ class RecordAndRewardVerifier(Verifier):
 
     # -- models -----------------------------------------------------------------------------
 
-    def _check_model(self, version: Version) -> Arrays:
-        """T_k from the store, whose bytes and format must be those on the ledger."""
+    def _check_model(self, version: Version) -> Arrays | None:
+        """T_k from the store, whose bytes and format must be those on the ledger; None if gone."""
+        if self._is_gone(version.number, version.model.cid):
+            return None
         where = f"version {version.number}, model"
         arrays = self._load(where, version.model.cid, version.model.digest)
         self._check_accuracy(version, arrays)
@@ -140,8 +143,12 @@ class RecordAndRewardVerifier(Verifier):
         self._report.count("seeds")
 
     def _check_successor(
-        self, model: Arrays, updates: Sequence[Arrays] | None, version: Version, following: Version
-    ) -> Arrays:
+        self,
+        model: Arrays | None,
+        updates: Sequence[Arrays] | None,
+        version: Version,
+        following: Version,
+    ) -> Arrays | None:
         """T_{k+1}, which must be the mean of the accepted updates where that can be known."""
         successor = self._check_model(following)
         expected = self._aggregate(model, updates, version)
@@ -154,30 +161,35 @@ class RecordAndRewardVerifier(Verifier):
         return successor
 
     def _aggregate(
-        self, model: Arrays, updates: Sequence[Arrays] | None, version: Version
+        self, model: Arrays | None, updates: Sequence[Arrays] | None, version: Version
     ) -> Arrays | None:
         if not version.accepted:
             return model
-        if updates is None or self._plan.aggregation != "mean":
+        if model is None or updates is None or self._plan.aggregation != "mean":
             return None
         found = mean(model, updates, self._plan.learning_rate)
         return found if _is_finite(found) else model
 
     # -- contributions ----------------------------------------------------------------------
 
-    def _check_contributions(self, version: Version, model: Arrays) -> list[Arrays] | None:
-        """The updates accepted for a version, by account; None if they can't be opened."""
+    def _check_contributions(self, version: Version, model: Arrays | None) -> list[Arrays] | None:
+        """The updates accepted for a version, by account; None if they can't all be opened."""
         for verdict in version.verdicts:
             self._check_verdict(version, verdict)
         if not version.settled:
             self._leave_open(version)
             return None
-        for verdict in version.accepted:
+        there = [verdict for verdict in version.accepted if not self._is_lost(version, verdict)]
+        for verdict in there:
             self._check_stored(version, verdict)
         self._check_findings(version, model)
         if self._reader is None:
             return None
-        return [self._check_update(version, verdict, model) for verdict in version.accepted]
+        updates = [self._check_update(version, verdict, model) for verdict in there]
+        return updates if len(updates) == len(version.accepted) else None
+
+    def _is_lost(self, version: Version, verdict: Verdict) -> bool:
+        return self._is_gone(version.number, verdict.signed.contribution.cid)
 
     def _leave_open(self, version: Version) -> None:
         """What the owner has not judged yet can't be checked."""
@@ -236,7 +248,7 @@ class RecordAndRewardVerifier(Verifier):
             raise Unverified(f"{_where(version, verdict)}: {refused}") from refused
         self._report.count("stored updates")
 
-    def _check_update(self, version: Version, verdict: Verdict, model: Arrays) -> Arrays:
+    def _check_update(self, version: Version, verdict: Verdict, model: Arrays | None) -> Arrays:
         """An accepted update, which must be in order and have the errors that were signed."""
         try:
             update = self._open(verdict)
@@ -247,7 +259,7 @@ class RecordAndRewardVerifier(Verifier):
         self._report.count("accepted updates")
         return update
 
-    def _check_findings(self, version: Version, model: Arrays) -> None:
+    def _check_findings(self, version: Version, model: Arrays | None) -> None:
         """What the owner refused, which must have been wrong as far as that can be known."""
         by_device = {v.device: v for v in version.verdicts if not v.reason}
         for finding in version.findings + version.left_out:
@@ -264,11 +276,11 @@ class RecordAndRewardVerifier(Verifier):
                     f"{_where(version, verdict)}: refused for {str(finding.reason)!r}, "
                     "but the contribution is on the ledger"
                 )
-            elif self._reader is not None:
+            elif self._reader is not None and not self._is_lost(version, verdict):
                 self._check_finding(version, verdict, finding.reason, model)
 
     def _check_finding(
-        self, version: Version, verdict: Verdict, reason: Refusal, model: Arrays
+        self, version: Version, verdict: Verdict, reason: Refusal, model: Arrays | None
     ) -> None:
         where = _where(version, verdict)
         try:
@@ -280,7 +292,9 @@ class RecordAndRewardVerifier(Verifier):
             if fits is None and reason is Refusal.FALSE_EVIDENCE:
                 return
             found = Refusal.FALSE_EVIDENCE if fits is False else Refusal.NONE
-            if not _is_finite(apply(model, update)):
+            if model is None and reason is Refusal.NOT_FINITE:
+                return
+            if model is not None and not _is_finite(apply(model, update)):
                 found = Refusal.NOT_FINITE
         if reason in UNKEPT and found != reason:
             self._on_word += 1
@@ -304,10 +318,10 @@ class RecordAndRewardVerifier(Verifier):
         return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.n_readers)
 
     def _evidence_fits(
-        self, version: Version, verdict: Verdict, model: Arrays, update: Arrays
+        self, version: Version, verdict: Verdict, model: Arrays | None, update: Arrays
     ) -> bool | None:
         """Whether the signed errors are those of the update; None if that can't be known."""
-        if self._examiner is None or version.seed is None:
+        if self._examiner is None or version.seed is None or model is None:
             return None
         contribution = verdict.signed.contribution
         chosen = self._examiner.choose(

@@ -102,6 +102,11 @@ def test_an_outsider_is_told_what_was_not_checked(demo):
         ("chain.rate=-1.0", "ConfigError: rate = -1.0: it must not be negative"),
         ('chain.owner-key="/no/such/key"', "KeyFileError: there is no key file /no/such/key"),
         ('chain.ledger="http://127.0.0.1:1"', "NodeError: no node answers at http://127.0.0.1:1"),
+        (
+            'chain.store="http://127.0.0.1:1"',
+            "NoConnection: no IPFS node answers at http://127.0.0.1:1 (Connection refused): start "
+            "one there, with `ipfs daemon`",
+        ),
     ],
 )
 def test_a_wrong_setting_ends_the_run_with_one_line(tmp_path, setting, line):
@@ -109,6 +114,21 @@ def test_a_wrong_setting_ends_the_run_with_one_line(tmp_path, setting, line):
     assert done.returncode == 1
     assert line in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_run_goes_over_ipfs(tmp_path, ipfs_nodes):
+    near, far = ipfs_nodes
+    config = f'chain.run="{tmp_path}/run" chain.store="{near.url}" chain.keep-rounds=1'
+    done = simulate(tmp_path, f"{config} num-server-rounds=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "run/store").exists()
+
+    listed = flower_chain("store", "ls", tmp_path / "run").stdout
+    assert listed.count(" here ") == 1 + 10 + 1
+    assert listed.count(" removed ") == 1 + 10
+    verified = flower_chain("verify", tmp_path / "run", "--store", far.url)
+    assert verified.returncode == 0, verified.stdout
+    assert "no longer there" in verified.stdout
 
 
 @pytest.mark.parametrize("preset", ["csves-trend", "csves-threshold", "record-and-reward"])

@@ -10,10 +10,12 @@ MONEY = ("deploy", "enrol", "fund", "withdraw", "finish")
 
 
 def test_all_commands_are_there():
-    assert set(GROUP.commands) == {*MONEY, "keys", "show", "verify"}
+    assert set(GROUP.commands) == {*MONEY, "keys", "show", "store", "verify"}
 
 
-@pytest.mark.parametrize("words", [(), *((name,) for name in GROUP.commands), ("keys", "new")])
+@pytest.mark.parametrize(
+    "words", [(), *((name,) for name in GROUP.commands), ("keys", "new"), ("store", "gc")]
+)
 def test_each_tells_how_it_is_used(call, words):
     told = call(*words, "--help")
     assert told.exit_code == 0

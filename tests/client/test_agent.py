@@ -47,6 +47,7 @@ def a_plan(**terms: Any) -> BlockFlowPlan:
         "model": Format.of(ARRAYS),
         "inner": "FedAvg",
         "readers": "",
+        "keep_rounds": 0,
         "first": digest(pack(ARRAYS)).hex(),
         "agents": " ".join(public_key(device.account).hex() for device in agents),
         "rounds": 3,

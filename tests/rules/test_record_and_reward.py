@@ -541,6 +541,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         validation_digest="00" * 32,
         tolerance_ppm=0,
         readers="",
+        keep_rounds=0,
     )
     run = RecordAndRewardRun.start(
         path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,23 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(StoreError, match="No space left"):
         store.put(DATA)
     assert list(store.path.iterdir()) == []
+
+
+def test_only_what_has_a_cid_for_a_name_is_the_stores(store: DirectoryStore) -> None:
+    store.put(DATA)
+    (store.path / "notes.txt").write_text("of somebody")
+    assert store.stored() == {CID: len(DATA)}
+    assert store.keep_only([]) == [CID]
+    assert [path.name for path in store.path.iterdir()] == ["notes.txt"]
+
+
+def test_what_can_not_be_listed_or_deleted_is_named(store: DirectoryStore) -> None:
+    (store.path / CID).mkdir()
+    with pytest.raises(StoreError, match=f"can't delete .*{CID}"):
+        store.remove(CID)
+    shutil.rmtree(store.path)
+    with pytest.raises(StoreError, match=f"can't read {store.path}"):
+        store.stored()
 
 
 def test_the_leftover_of_a_killed_writer_is_ignored(store: DirectoryStore) -> None:

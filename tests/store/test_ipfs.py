@@ -16,7 +16,7 @@ import httpx
 import pytest
 from js_ipfs import JsIpfs
 
-from flower_chain.errors import FormatError, NotStored, StoreError
+from flower_chain.errors import NotStored, StoreError
 from flower_chain.store import DirectoryStore, IpfsStore, cid_from_bytes, cid_of
 from flower_chain.store.rpc import HttpRpc, NoConnection
 
@@ -110,7 +110,7 @@ def test_what_is_no_file_is_not_stored(
 # --- pins, quota ---------------------------------------------------------------------------------
 
 
-def test_what_is_put_is_pinned_and_listed_until_it_is_unpinned(
+def test_what_is_put_is_pinned_and_listed_until_it_is_removed(
     ipfs_nodes: tuple[JsIpfs, JsIpfs], near: IpfsStore
 ) -> None:
     def pinned(cid: str) -> bool:
@@ -124,18 +124,11 @@ def test_what_is_put_is_pinned_and_listed_until_it_is_unpinned(
     assert pinned(small)
     assert pinned(large)
 
-    near.unpin(large)
-    near.unpin(large)
+    near.remove(large)
+    near.remove(large)
     assert near.stored() == {small: 10}
     assert pinned(small)
     assert not pinned(large)
-
-
-def test_rounds_that_are_old_are_unpinned(near: IpfsStore) -> None:
-    rounds = [near.put(os.urandom(100)) for _ in range(5)]
-    assert sorted(near.keep_only(rounds[-2:])) == sorted(rounds[:-2])
-    assert set(near.stored()) == set(rounds[-2:])
-    assert near.keep_only(rounds[-2:]) == []
 
 
 def test_garbage_is_what_no_store_on_the_node_holds(start_ipfs: Start) -> None:
@@ -151,7 +144,7 @@ def test_garbage_is_what_no_store_on_the_node_holds(start_ipfs: Start) -> None:
     hasty = store_on(node, timeout=HASTE)
     assert gone not in hasty
 
-    other.unpin(cid)
+    other.remove(cid)
     node.ask("repo/gc")
     assert cid not in hasty
 
@@ -162,6 +155,15 @@ def test_a_store_knows_its_own_after_a_restart(near: IpfsStore, ipfs_nodes) -> N
     assert store_on(ipfs_nodes[0], folder).stored() == {cid: 9}
 
 
+def test_a_folder_in_a_stores_folder_is_another_stores(ipfs_nodes: tuple[JsIpfs, JsIpfs]) -> None:
+    outer = store_on(ipfs_nodes[0])
+    inner = store_on(ipfs_nodes[0], str(outer).removeprefix(ipfs_nodes[0].url) + "/device")
+    cid = inner.put(b"an update of a device")
+    assert outer.stored() == {}
+    assert outer.keep_only([]) == []
+    assert inner.stored() == {cid: 21}
+
+
 def test_the_quota_is_kept(ipfs_nodes: tuple[JsIpfs, JsIpfs]) -> None:
     store = store_on(ipfs_nodes[0], quota=1000)
     data = os.urandom(600)
@@ -170,7 +172,7 @@ def test_the_quota_is_kept(ipfs_nodes: tuple[JsIpfs, JsIpfs]) -> None:
     with pytest.raises(StoreError, match=r"holds 600 bytes; 401 more would exceed .* of 1000"):
         store.put(os.urandom(401))
     store.put(os.urandom(400))
-    store.unpin(first)
+    store.remove(first)
     store.put(os.urandom(600))
 
 
@@ -184,11 +186,6 @@ def test_a_full_disk_is_named(start_ipfs: Start) -> None:
     assert store.stored() == {}
     node.ask("repo/gc")
     store.put(os.urandom(1_000_000))
-
-
-def test_only_a_cid_is_unpinned(near: IpfsStore) -> None:
-    with pytest.raises(FormatError, match="CID"):
-        near.unpin("../elsewhere")
 
 
 # --- nodes that die ------------------------------------------------------------------------------
@@ -207,7 +204,7 @@ def test_a_node_that_stays_away_is_an_error_after_the_patience(start_ipfs: Start
         lambda: store.put(b"an update"),
         lambda: cid in store,
         store.stored,
-        lambda: store.unpin(cid),
+        lambda: store.remove(cid),
     ):
         begun = time.monotonic()
         with pytest.raises(NoConnection, match="no IPFS node answers"):

@@ -101,6 +101,28 @@ def test_contains_tells_what_is_stored(store: Store) -> None:
     assert store.put(DATA) in store
 
 
+def test_what_was_put_is_listed_with_its_size_until_it_is_removed(store: Store) -> None:
+    assert store.stored() == {}
+    small = store.put(b"small")
+    assert store.put(DATA) == CID
+    assert store.stored() == {small: 5, CID: len(DATA)}
+    store.remove(CID)
+    store.remove(CID)
+    assert store.stored() == {small: 5}
+
+
+def test_rounds_that_are_old_are_removed(store: Store) -> None:
+    rounds = [store.put(os.urandom(100)) for _ in range(5)]
+    assert sorted(store.keep_only(rounds[-2:])) == sorted(rounds[:-2])
+    assert set(store.stored()) == set(rounds[-2:])
+    assert store.keep_only(rounds[-2:]) == []
+
+
+def test_only_a_cid_is_removed(store: Store) -> None:
+    with pytest.raises(FormatError, match="CID"):
+        store.remove("../elsewhere")
+
+
 def test_more_than_the_limit_is_refused(store: Store) -> None:
     store.put(DATA)
     assert store.get(CID, limit=len(DATA)) == DATA

@@ -132,19 +132,27 @@ def test_a_scheme_takes_its_own_settings_from_a_run_config_that_lists_all() -> N
     assert BlockFlowSettings.from_run_config(config, 7) == BlockFlowSettings("runs/one", stake=0.5)
 
 
-# --- the ledger -----------------------------------------------------------------------------------
+# --- the ledger and the store --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["ledger", "store"])
 @pytest.mark.parametrize("url", ["https://me:secret@node.example", "http://:secret@n.example/v3"])
-def test_a_password_in_the_url_of_a_node_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"ledger = .*\*\*\*@.*write \$\{NAME\}") as told:
-        RecordAndRewardSettings(run="runs/one", ledger=url)
+def test_a_password_in_the_url_of_a_node_is_refused_and_not_shown(name: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} = .*\*\*\*@.*write \$\{{NAME\}}") as told:
+        RecordAndRewardSettings(run="runs/one", **{name: url})
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["ledger", "store"])
 @pytest.mark.parametrize("url", ["https://me:${WORD}@node.example", "https://node.example/${KEY}"])
-def test_a_secret_from_the_environment_is_not(url: str) -> None:
-    assert RecordAndRewardSettings(run="runs/one", ledger=url).ledger == url
+def test_a_secret_from_the_environment_is_not(name: str, url: str) -> None:
+    assert getattr(RecordAndRewardSettings(run="runs/one", **{name: url}), name) == url
+
+
+@pytest.mark.parametrize("place", ["/srv/store", "127.0.0.1:5001", "ipfs://127.0.0.1", "http://"])
+def test_a_store_that_is_no_node_is_refused(place: str) -> None:
+    with pytest.raises(ConfigError, match=r"store = .*: it must be the URL of an IPFS node"):
+        RecordAndRewardSettings(run="runs/one", store=place)
 
 
 # --- money ---------------------------------------------------------------------------------------

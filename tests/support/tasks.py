@@ -41,6 +41,7 @@ def a_plan(**terms: Any) -> RecordAndRewardPlan:
         "validation_digest": "ab" * 32,
         "tolerance_ppm": 10_000,
         "readers": "",
+        "keep_rounds": 0,
     }
     return RecordAndRewardPlan(**(default | terms))
 
