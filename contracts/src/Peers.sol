@@ -20,8 +20,9 @@ import {Treasury} from "./Treasury.sol";
 ///      What the two share is the treasury and how agents sign.
 ///
 ///      Agents are known by their number, their place in the order of accounts, and sets of them are bits of a word. An
-///      agent acts by a transaction of its own or by a signature that anyone relays; what is wrong with one item of a
-///      batch costs that item. What remains of their bonds is the same for all agents that are left, and not stored.
+///      agent acts by a transaction of its own or by a signature that anyone relays; if auditors are drawn it signs in any
+///      case, as the others draw by what they know that it said. What is wrong with one item of a batch costs that item.
+///      What remains of their bonds is the same for all agents that are left, and not stored.
 abstract contract Peers is Treasury, EIP712, Multicall {
     using Bits for uint256;
     using SafeERC20 for IERC20;
@@ -330,7 +331,7 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             bool wellFormed = item.cid.length == CID_LENGTH && (item.lot == 0) == (_drawnAuditors() == 0);
             if (fault == Fault.None && !wellFormed) fault = Fault.Malformed;
             address account = agents[item.agent].account;
-            if (fault == Fault.None && _mustSign(account)) {
+            if (fault == Fault.None && (msg.sender != account || _drawnAuditors() != 0)) {
                 bytes32 hash =
                     keccak256(abi.encode(CONTRIBUTION_TYPEHASH, round, item.digest, keccak256(item.cid), item.lot));
                 fault = _checkSignature(account, hash, item.r, item.vs);
@@ -358,7 +359,7 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             Fault fault = _standing(item.agent, all, done);
             if (fault == Fault.None && !_opensLot(item.agent, item.secret)) fault = Fault.WrongOpening;
             address account = agents[item.agent].account;
-            if (fault == Fault.None && _mustSign(account)) {
+            if (fault == Fault.None && (msg.sender != account || _drawnAuditors() != 0)) {
                 bytes32 hash = keccak256(abi.encode(RETRIEVAL_TYPEHASH, round, item.retrieved, item.secret));
                 fault = _checkSignature(account, hash, item.r, item.vs);
             }
@@ -385,7 +386,7 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             SignedCommitment calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, done);
             address account = agents[item.agent].account;
-            if (fault == Fault.None && _mustSign(account)) {
+            if (fault == Fault.None && (msg.sender != account || _drawnAuditors() != 0)) {
                 bytes32 hash = keccak256(abi.encode(COMMITMENT_TYPEHASH, round, item.commitment));
                 fault = _checkSignature(account, hash, item.r, item.vs);
             }
@@ -458,12 +459,6 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         if (!all.has(agent)) return Fault.NotInTheRun;
         if (done.has(agent)) return Fault.SecondTime;
         return Fault.None;
-    }
-
-    /// @dev Whether what `account` says must be signed: not if it sends that itself. If auditors are drawn it must also then:
-    ///      the others draw by what they know that it said.
-    function _mustSign(address account) internal view returns (bool) {
-        return msg.sender != account || _drawnAuditors() != 0;
     }
 
     /// @dev Whether `account` signed `structHash`, the last thing that may be wrong with an item. If auditors are drawn the
