@@ -14,7 +14,7 @@ from eth_utils.address import to_checksum_address
 
 from flower_chain import durable
 from flower_chain.errors import ConfigError, Damaged, FormatError, WrongChain
-from flower_chain.keys import address_of
+from flower_chain.keys import reader_of
 from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger
 from flower_chain.plan import Plan
 from flower_chain.store import DirectoryStore, Store
@@ -238,7 +238,7 @@ def scheme_in(path: Path) -> str:
 
 def check_readers(plan: Plan, owner: LocalAccount) -> None:
     """ConfigError if the owner is listed as a reader too."""
-    if owner.address in map(address_of, plan.reader_keys):
+    if owner.address in map(reader_of, plan.reader_keys):
         raise ConfigError("readers lists the owner's key: the owner can read everything anyway")
 
 

@@ -7,10 +7,9 @@ checked that needs neither, and is told what was not.
 
 from collections.abc import Iterator
 
-from eth_account.signers.local import LocalAccount
-
 from flower_chain.errors import ConfigError
 from flower_chain.examiner import Examiner
+from flower_chain.keys import Reader
 from flower_chain.run import AnyRun, BlockFlowRun
 from flower_chain.verify.base import Report
 from flower_chain.verify.blockflow import BlockFlowVerifier
@@ -20,15 +19,15 @@ __all__ = ["Report", "verify"]
 
 
 def verify(
-    run: AnyRun, reader: LocalAccount | None = None, examiner: Examiner | None = None
+    run: AnyRun, reader: Reader | None = None, examiner: Examiner | None = None
 ) -> Iterator[Report]:
     """Check a run piece by piece; the report grows with each version or round.
 
     Parameters
     ----------
     run : RecordAndRewardRun or BlockFlowRun
-    reader : LocalAccount or None
-        The account of who may open what is sealed: the owner under record-and-reward, an agent
+    reader : Reader or None
+        The key of who may open what is sealed: the owner under record-and-reward, an agent
         under blockflow, or a reader that the plan names.
     examiner : Examiner or None
         The owner's validation data; under blockflow there are none.

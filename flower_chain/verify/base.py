@@ -4,9 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from eth_account.signers.local import LocalAccount
-
 from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified, WrongChain
+from flower_chain.keys import Reader
 from flower_chain.run import Run
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.updates import Arrays, check_finite, digest, unpack
@@ -38,11 +37,11 @@ class Verifier(ABC):
     Parameters
     ----------
     run : Run
-    reader : LocalAccount or None
-        The account that opens what is sealed.
+    reader : Reader or None
+        Who opens what is sealed.
     """
 
-    def __init__(self, run: Run, reader: LocalAccount | None) -> None:
+    def __init__(self, run: Run, reader: Reader | None) -> None:
         self._run, self._reader, self._report = run, reader, Report()
 
     @abstractmethod

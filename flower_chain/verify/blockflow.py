@@ -2,11 +2,10 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from flower_chain.errors import FormatError, SealError, StoreError, Unverified
-from flower_chain.keys import address_of
+from flower_chain.keys import Reader, reader_of
 from flower_chain.ledger.blockflow import Round, Stage
 from flower_chain.records import Commitment, Retrieval, TrainedModel, lot_of
 from flower_chain.rules.blockflow import draw, refunds, retrieval_survivors, score, seed_of, table
@@ -22,13 +21,13 @@ class BlockFlowVerifier(Verifier):
     Parameters
     ----------
     run : BlockFlowRun
-    reader : LocalAccount or None
+    reader : Reader or None
         An agent, or a reader that the plan names.
     """
 
     _run: BlockFlowRun
 
-    def __init__(self, run: BlockFlowRun, reader: LocalAccount | None) -> None:
+    def __init__(self, run: BlockFlowRun, reader: Reader | None) -> None:
         super().__init__(run, reader)
         self._plan, self._experiment, self._peers = run.plan, run.experiment, run.peers
         self._history = run.experiment.history()
@@ -39,7 +38,7 @@ class BlockFlowVerifier(Verifier):
 
     def check(self) -> Iterator[Report]:
         """Check the experiment round by round; the report grows with each."""
-        self._check_reader({*self._plan.accounts, *map(address_of, self._plan.reader_keys)})
+        self._check_reader({*self._plan.accounts, *map(reader_of, self._plan.reader_keys)})
         self._check_code()
         self._check_plan()
         self._say_what_is_left_out()

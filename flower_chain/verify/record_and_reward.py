@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from flower_chain.envelope import RefusedError, fetch, open_sealed
 from flower_chain.errors import ConfigError, FormatError, Unverified
 from flower_chain.examiner import Examiner
-from flower_chain.keys import address_of
+from flower_chain.keys import Reader, reader_of
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
 from flower_chain.rules.record_and_reward import judge
@@ -33,7 +32,7 @@ class RecordAndRewardVerifier(Verifier):
     Parameters
     ----------
     run : RecordAndRewardRun
-    reader : LocalAccount or None
+    reader : Reader or None
         The owner, or a reader that the plan names.
     examiner : Examiner or None
         The owner's validation data.
@@ -42,7 +41,7 @@ class RecordAndRewardVerifier(Verifier):
     _run: RecordAndRewardRun
 
     def __init__(
-        self, run: RecordAndRewardRun, reader: LocalAccount | None, examiner: Examiner | None
+        self, run: RecordAndRewardRun, reader: Reader | None, examiner: Examiner | None
     ) -> None:
         super().__init__(run, reader)
         self._plan = run.plan
@@ -79,7 +78,7 @@ class RecordAndRewardVerifier(Verifier):
 
     def _check_keys(self) -> None:
         owner = to_checksum_address(self._run.contract.call("owner"))
-        self._check_reader({owner, *(address_of(key) for key in self._plan.reader_keys)})
+        self._check_reader({owner, *(reader_of(key) for key in self._plan.reader_keys)})
         if self._examiner is not None and self._examiner.digest != self._plan.validation_digest:
             raise ConfigError(
                 f"the validation data have digest {self._examiner.digest}, "
@@ -301,7 +300,7 @@ class RecordAndRewardVerifier(Verifier):
 
     def _fetch(self, verdict: Verdict) -> bytes:
         plan = self._plan
-        return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.n_readers)
+        return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.reader_keys)
 
     def _evidence_fits(
         self, version: Version, verdict: Verdict, model: Arrays, update: Arrays

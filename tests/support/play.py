@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from golden_seal import RSA_READER
 from softmax import fresh
 
 from flower_chain import BlockFlowSettings
@@ -57,7 +58,8 @@ class Play:
         made = [Account.from_key(number.to_bytes(32, "big")) for number in range(1, agents + 1)]
         self.accounts = sorted(made, key=lambda account: account.address.lower())
         self.path, first = path / "run", fresh()
-        (path / "readers").write_text(public_key(READER).hex())
+        readers = [public_key(reader).hex() for reader in (READER, RSA_READER)]
+        (path / "readers").write_text("\n".join(readers))
         settings = BlockFlowSettings(
             run=str(self.path),
             readers=str(path / "readers"),
