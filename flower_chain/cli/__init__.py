@@ -1,8 +1,8 @@
-"""flower-chain: begin a run, pay for it, look at it, check it."""
+"""flower-chain: begin a run, pay for it, share what is sealed, look at it, check it."""
 
 import typer
 
-from flower_chain.cli import accounts, deploy, look, money
+from flower_chain.cli import access, accounts, deploy, look, money
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(accounts.app, name="keys")
@@ -11,5 +11,7 @@ app.command()(money.enrol)
 app.command()(money.fund)
 app.command()(money.withdraw)
 app.command()(money.finish)
+app.command()(access.grant)
+app.command()(access.revoke)
 app.command()(look.show)
 app.command(name="verify")(look.verify_run)

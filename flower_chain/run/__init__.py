@@ -17,7 +17,7 @@ from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run, scheme_in
+from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Pointers, Run, SealedFile, scheme_in
 from flower_chain.run.blockflow import BlockFlowRun
 from flower_chain.run.record_and_reward import Funds, RecordAndRewardRun
 
@@ -31,6 +31,7 @@ __all__ = [
     "Pointers",
     "RecordAndRewardRun",
     "Run",
+    "SealedFile",
     "open_run",
 ]
 

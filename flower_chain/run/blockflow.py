@@ -8,11 +8,13 @@ from typing import Self
 from eth_account.signers.local import LocalAccount
 
 from flower_chain.errors import ConfigError, LedgerError, NodeError, RunEnded
+from flower_chain.keys import reader_of
 from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage, Terms
 from flower_chain.peers import Peers
 from flower_chain.plan import BlockFlowPlan
-from flower_chain.run.base import Pointers, Run, token_of
+from flower_chain.records import TrainedModel
+from flower_chain.run.base import Pointers, Run, SealedFile, token_of
 from flower_chain.store import DirectoryStore
 from flower_chain.store.cid import cid_to_bytes
 from flower_chain.updates import Arrays, digest, pack
@@ -124,6 +126,28 @@ class BlockFlowRun(Run):
         if not last.openings:
             raise RunEnded(f"the experiment ended in round {last.number + 1} of {plan.rounds}")
         return plan.rounds
+
+    @property
+    def sealed_for(self) -> frozenset[str]:
+        """The agents, and the readers that the plan names."""
+        return frozenset([*self.plan.accounts, *map(reader_of, self.plan.reader_keys)])
+
+    @property
+    def sealed_bytes(self) -> int:
+        """What a sealed model has."""
+        return self.peers.sealed_bytes
+
+    def sealed_files(self) -> list[SealedFile]:
+        """The models that agents submitted."""
+        return [
+            self._file(model)
+            for record in self.experiment.history().rounds
+            for model in record.contributions.values()
+        ]
+
+    def _file(self, said: TrainedModel) -> SealedFile:
+        device, binding = self.plan.accounts[said.agent], self.peers.binding(said)
+        return SealedFile(said.round, device, said.digest, said.cid, binding)
 
     def publish(self, number: int, arrays: Arrays) -> None:
         """Store the model that a round begins with, and announce it, unless that has been done."""

@@ -207,6 +207,11 @@ def rewrap(
     return _wrap_for(_unwrap(_read_header(sealed), private_key, wrap), _public_key(reader))
 
 
+def is_wrap(wrap: bytes) -> bool:
+    """Whether it has the size of a wrap, of whatever kind."""
+    return len(wrap) in tuple(Kind)
+
+
 def sealed_bytes(content_bytes: int, recipients: Iterable[Kind]) -> int:
     """The size of a sealed file: what a reader may expect of a store, in bytes."""
     kinds = list(recipients)

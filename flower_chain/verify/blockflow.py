@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from eth_utils.address import to_checksum_address
 
 from flower_chain.errors import FormatError, SealError, StoreError, Unverified
-from flower_chain.keys import Reader, reader_of
+from flower_chain.keys import Reader
 from flower_chain.ledger.blockflow import Round, Stage
 from flower_chain.records import Commitment, Retrieval, TrainedModel, lot_of
 from flower_chain.rules.blockflow import draw, refunds, retrieval_survivors, score, seed_of, table
@@ -38,10 +38,11 @@ class BlockFlowVerifier(Verifier):
 
     def check(self) -> Iterator[Report]:
         """Check the experiment round by round; the report grows with each."""
-        self._check_reader({*self._plan.accounts, *map(reader_of, self._plan.reader_keys)})
+        self._check_reader()
         self._check_code()
         self._check_plan()
         self._say_what_is_left_out()
+        self._check_grants()
         model = self._check_model(0)
         for record in self._begun():
             self._check_signatures(record)
@@ -136,8 +137,8 @@ class BlockFlowVerifier(Verifier):
         expected = model
         if any(weights.values()):
             opened = [arrays for arrays in trained if arrays is not None]
-            mean = weighted_mean(opened, list(weights.values())) if opened else None
-            expected = None if mean is None else digest_of(mean)
+            is_known = len(opened) == len(weights)
+            expected = digest_of(weighted_mean(opened, [*weights.values()])) if is_known else None
         if announced is not None and expected is not None:
             if announced != expected:
                 raise Unverified(
@@ -152,9 +153,9 @@ class BlockFlowVerifier(Verifier):
         try:
             sealed = self._run.store.get(cid_from_bytes(model.cid), self._peers.sealed_bytes)
             self._report.count("stored models")
-            if self._reader is None:
+            if self._reader is None or not self._opens(model.cid):
                 return None
-            packed = self._peers.open(model, sealed, self._reader)
+            packed = self._peers.open(model, sealed, self._reader, self._wrap(model.cid))
         except (StoreError, FormatError, SealError) as fault:
             raise Unverified(f"{where}: {fault}") from fault
         self._report.count("opened models")
