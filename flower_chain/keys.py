@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from coincurve import PublicKey
 from cryptography.exceptions import UnsupportedAlgorithm
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -159,12 +160,21 @@ def reader_of(public_key: bytes) -> str:
     Raises
     ------
     FormatError
-        If it is neither a key of 64 bytes nor an RSA key.
+        If it is neither a key on secp256k1, 64 bytes, nor an RSA key.
     """
     if len(public_key) != rsa.DER_BYTES:
-        return address_of(public_key)
+        address = address_of(public_key)
+        _check_on_curve(public_key)
+        return address
     rsa.from_der(public_key)
     return rsa.address_of(public_key)
+
+
+def _check_on_curve(public_key: bytes) -> None:
+    try:
+        PublicKey(b"\x04" + public_key)
+    except ValueError:
+        raise FormatError(f"0x{public_key.hex()} is no point of secp256k1") from None
 
 
 def _check_password(password: str | None) -> None:

@@ -293,7 +293,7 @@ class TestRsa:
         assert reader_of(der) == RSA_READER.address == Web3.to_checksum_address(keccak(der)[-20:])
         assert reader_of(bytes.fromhex(PUBLIC_KEY)) == ADDRESS
 
-    @pytest.mark.parametrize("key", [bytes(422), b"", bytes(65)])
+    @pytest.mark.parametrize("key", [bytes(422), b"", bytes(64), bytes(65)])
     def test_what_is_no_public_key_is_refused(self, key: bytes) -> None:
         with pytest.raises(FormatError):
             reader_of(key)
