@@ -15,7 +15,7 @@ from flower_chain.cli.reporting import console
 from flower_chain.errors import ConfigError, FormatError, SealError, StoreError
 from flower_chain.keys import reader_of
 from flower_chain.ledger import EmbeddedLedger
-from flower_chain.ledger.access import AccessList
+from flower_chain.ledger.access import Access, AccessList
 from flower_chain.run import AnyRun, SealedFile
 
 GranterKey = Annotated[
@@ -55,8 +55,9 @@ def grant(
     """
     with signed(run, payer or key, ledger, dry_run) as (opened, sender):
         granter = sender if payer is None else account_of(key)
-        wraps = _wraps(opened, granter, _public_key(reader), _chosen(opened, number, device))
-        name = reader_of(_public_key(reader))
+        public_key = _public_key(reader)
+        name = reader_of(public_key)
+        wraps = _wraps(opened, granter, public_key, _chosen(opened, number, device))
         what = f"Grant {name} access to {len(wraps)} sealed files"
         if opened.access_list is None and dry_run:
             _rehearse(what, opened, granter, sender, name, wraps)
@@ -84,11 +85,10 @@ def revoke(
         granter = sender if payer is None else account_of(key)
         name = to_checksum_address(reader) if is_address(reader) else reader_of(_public_key(reader))
         chosen = {file.cid for file in _chosen(opened, number, device)}
-        cids = [cid for cid in _granted(opened, granter, name) if cid in chosen]
-        if not cids:
-            raise ConfigError(f"nothing to revoke: {granter.address} granted {name} nothing of it")
+        cids = [cid for cid in _granted(opened.access(), granter, name) if cid in chosen]
         access = opened.access_list
-        assert access is not None
+        if access is None or not cids:
+            raise ConfigError(f"nothing to revoke: {granter.address} granted {name} nothing of it")
         what = f"Revoke the access of {name} to {len(cids)} sealed files"
         calls = access.revoke(granter, name, cids)
         carry_out(Order(what, access.contract, calls, []), opened, sender, dry_run)
@@ -112,7 +112,7 @@ def _wraps(
     access, name = run.access(), reader_of(reader)
     if name in access.sealed_for:
         raise ConfigError(f"{name} needs no grant: all of the run is sealed for it")
-    granted = _granted(run, granter, name)
+    granted = _granted(access, granter, name)
     wraps = {}
     for file in files:
         if file.cid in granted or not access.has(granter.address, file.cid):
@@ -130,9 +130,9 @@ def _wraps(
     return wraps
 
 
-def _granted(run: AnyRun, granter: LocalAccount, reader: str) -> list[bytes]:
+def _granted(access: Access, granter: LocalAccount, reader: str) -> list[bytes]:
     """The CIDs of what an account has granted to a reader and not taken back."""
-    found = [grant for grant in run.access().grants if not grant.revoked]
+    found = [grant for grant in access.grants if not grant.revoked]
     return [g.cid for g in found if (g.granter, g.reader) == (granter.address, reader)]
 
 
@@ -158,11 +158,10 @@ def _rehearse(
         EmbeddedLedger(Path(folder) / "ledger.journal", [sender.address]) as ledger,
     ):
         access = AccessList.deploy(ledger, sender, run.contract.address)
+        receipts = [access.contract.events()[0].receipt]
         for function, batch in access.grant(granter, reader, wraps):
-            access.contract.transact(sender, function, batch)
-        gas = sum(
-            {event.receipt: event.receipt.gas_used for event in access.contract.events()}.values()
-        )
+            receipts.append(access.contract.transact(sender, function, batch))
+    gas = sum(receipt.gas_used for receipt in receipts)
     console.print(f"{what}.")
     console.print(
         f"On chain {run.pointers.chain_id}, on an access list that is created first; about {gas:,} "

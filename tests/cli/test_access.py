@@ -255,6 +255,17 @@ def test_show_lists_who_granted_what_to_whom(call, folder):
     assert RSA_READER.address in shown
 
 
+def test_show_lists_also_what_counts_for_nothing(call, folder):
+    with closing(open_run(folder / "run", OWNER)) as run:
+        access = run.open_access_list(OWNER)
+        for function, batch in access.grant(ALICE, BOB.address, {b"no CID": b""}):
+            access.contract.transact(OWNER, function, batch)
+    (told,) = grants(call, folder)
+    assert (told["cid"], told["round"], told["device"]) == (f"0x{b'no CID'.hex()}", None, "")
+    assert told["state"] == "void"
+    assert "void" in call("show", folder / "run").output
+
+
 # --- on a node, and under blockflow --------------------------------------------------------------
 
 
