@@ -6,7 +6,7 @@ const fs = require("node:fs");
 const path = require("node:path");
 
 const target = path.join(__dirname, "..", "flower_chain", "ledger", "contracts");
-for (const name of ["BlockFlow", "DataTrust", "RecordAndReward", "RewardToken"]) {
+for (const name of ["AccessList", "BlockFlow", "DataTrust", "RecordAndReward", "RewardToken"]) {
   const output = path.join(__dirname, "out", `${name}.sol`, `${name}.json`);
   const { abi, bytecode, deployedBytecode: deployed } = JSON.parse(fs.readFileSync(output, "utf8"));
   const places = Object.values(deployed.immutableReferences).flat().sort((one, other) => one.start - other.start);

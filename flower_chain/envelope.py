@@ -1,14 +1,13 @@
 """An update on its way from a device to the owner: packed, sealed, named by digest and CID."""
 
-from collections.abc import Sequence
-
-from eth_account.signers.local import LocalAccount
+from collections.abc import Iterable, Sequence
 
 from flower_chain.errors import Damaged, FormatError, NotStored, SealError, TooLarge
+from flower_chain.keys import Reader
 from flower_chain.records import Contribution, Domain, Refusal
 from flower_chain.store import Store
 from flower_chain.store.cid import cid_from_bytes
-from flower_chain.store.seal import seal, sealed_bytes, unseal
+from flower_chain.store.seal import Kind, seal, sealed_bytes, unseal
 from flower_chain.updates import Arrays, Format, check_finite, digest, pack, unpack
 
 
@@ -29,7 +28,7 @@ def close(
     ----------
     update : Arrays
     readers : sequence of bytes
-        Public keys of the accounts that may open it: the owner's, and those that the plan names.
+        Public keys of who may open it: the owner's, and those that the plan names.
     domain : Domain
     device : str
         Account of the device.
@@ -42,11 +41,16 @@ def close(
     """
     packed = pack(update)
     name = digest(packed)
-    return name, seal(packed, readers, _binding(domain, device, name))
+    return name, seal(packed, readers, binding(domain, device, name))
 
 
 def open_sealed(
-    sealed: bytes, contribution: Contribution, domain: Domain, model: Format, reader: LocalAccount
+    sealed: bytes,
+    contribution: Contribution,
+    domain: Domain,
+    model: Format,
+    reader: Reader,
+    wrap: bytes | None = None,
 ) -> Arrays:
     """Open a sealed update and check it against its contribution.
 
@@ -58,8 +62,10 @@ def open_sealed(
     domain : Domain
     model : Format
         The format of the model that the update is to.
-    reader : LocalAccount
+    reader : Reader
         One of those whom it was sealed for.
+    wrap : bytes, optional
+        What opens it for another reader.
 
     Returns
     -------
@@ -74,8 +80,9 @@ def open_sealed(
     try:
         packed = unseal(
             sealed,
-            bytes(reader.key),
-            _binding(domain, contribution.device, contribution.digest),
+            reader.key,
+            binding(domain, contribution.device, contribution.digest),
+            wrap=wrap,
         )
     except SealError as fault:
         raise RefusedError(Refusal.UNSEALABLE, str(fault)) from fault
@@ -85,10 +92,17 @@ def open_sealed(
 
 
 def keep(
-    store: Store, sealed: bytes, contribution: Contribution, model: Format, n_readers: int = 1
+    store: Store,
+    sealed: bytes,
+    contribution: Contribution,
+    model: Format,
+    others: Iterable[bytes] = (),
 ) -> None:
-    """Store a sealed update that came with its contribution, or RefusedError."""
-    limit = _largest(model, n_readers)
+    """Store a sealed update that came with its contribution, or RefusedError.
+
+    `others` are the public keys of those that may open it beside the owner.
+    """
+    limit = size(model, others)
     if len(sealed) > limit:
         detail = f"{len(sealed)} bytes, but a sealed update has {limit}"
         raise RefusedError(Refusal.OVERSIZE, detail)
@@ -98,10 +112,12 @@ def keep(
         raise RefusedError(Refusal.WRONG_CID, str(fault)) from fault
 
 
-def fetch(store: Store, contribution: Contribution, model: Format, n_readers: int = 1) -> bytes:
-    """A sealed update from the store, or RefusedError."""
+def fetch(
+    store: Store, contribution: Contribution, model: Format, others: Iterable[bytes] = ()
+) -> bytes:
+    """A sealed update from the store, or RefusedError; `others` as in :func:`keep`."""
     try:
-        return store.get(cid_from_bytes(contribution.cid), _largest(model, n_readers))
+        return store.get(cid_from_bytes(contribution.cid), size(model, others))
     except NotStored as fault:
         raise RefusedError(Refusal.NOT_STORED, str(fault)) from fault
     except (Damaged, FormatError) as fault:
@@ -118,9 +134,14 @@ def is_kept(store: Store, contribution: Contribution) -> bool:
         return False
 
 
-def _largest(model: Format, n_readers: int) -> int:
+def size(model: Format, others: Iterable[bytes] = ()) -> int:
     """The size of a sealed update to such a model, in bytes: they all have the same."""
-    return sealed_bytes(model.of_update().nbytes, n_readers)
+    return sealed_bytes(model.of_update().nbytes, [Kind.ACCOUNT, *map(Kind.of, others)])
+
+
+def binding(domain: Domain, device: str, name: bytes) -> bytes:
+    """What a sealed update is bound to: the run, the device, and the digest of what is inside."""
+    return f"flower-chain update {domain.chain_id} {domain.contract} {device} ".encode() + name
 
 
 def _parse(packed: bytes, model: Format) -> Arrays:
@@ -134,8 +155,3 @@ def _parse(packed: bytes, model: Format) -> Arrays:
     except FormatError as fault:
         raise RefusedError(Refusal.NOT_FINITE, str(fault)) from fault
     return update
-
-
-def _binding(domain: Domain, device: str, name: bytes) -> bytes:
-    """What a sealed update is bound to: the run, the device, and the digest of what is inside."""
-    return f"flower-chain update {domain.chain_id} {domain.contract} {device} ".encode() + name

@@ -1,7 +1,8 @@
-"""Account keys on disk.
+"""Keys on disk: of accounts, and of readers that have none.
 
-A key file holds a private key, either in hexadecimal or encrypted as a web3 keystore (version 3);
-its content tells which. Nobody but its owner may read it. No message here quotes a key.
+A key file holds the private key of an account, either in hexadecimal or encrypted as a web3
+keystore (version 3), or an RSA key in PEM, encrypted or not; its content tells which. Nobody but
+its owner may read it. No message here quotes a key.
 """
 
 import json
@@ -11,20 +12,29 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from coincurve import PublicKey
+from cryptography.exceptions import UnsupportedAlgorithm
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_keys.datatypes import PrivateKey
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from flower_chain import rsa
 from flower_chain.durable import sync_directory
 from flower_chain.errors import FormatError, KeyFileError
+from flower_chain.rsa import RsaKey
 
 HOME = Path.home() / ".flower-chain"
 """Where keys and records are if nothing else is set."""
 
 PASSWORD_VARIABLE = "FLOWER_CHAIN_PASSWORD"
 """The environment variable with the password of an encrypted key file."""
+
+Reader = LocalAccount | RsaKey
+"""Who may open what is sealed: both kinds have an ``address`` and a ``key``."""
+
+PEM = "-----BEGIN"
 
 
 def load_or_create(path: Path) -> LocalAccount:
@@ -56,11 +66,20 @@ def create(path: Path, password: str | None = None) -> LocalAccount:
     KeyFileError
         If a file is there already or can't be made, or the password is empty.
     """
-    if password == "":
-        raise KeyFileError("the password is empty")
+    _check_password(password)
     made = _create(path, password)
     if made is None:
-        raise KeyFileError(f"{path} is there already: a key is never overwritten")
+        raise _is_there(path)
+    return made
+
+
+def create_rsa(path: Path, password: str | None = None) -> RsaKey:
+    """A new RSA key, in a new key file; otherwise as :func:`create`."""
+    _check_password(password)
+    made = RsaKey.new()
+    pem = made.to_pem(None if password is None else password.encode())
+    if not _write_key(path, pem.decode()):
+        raise _is_there(path)
     return made
 
 
@@ -79,26 +98,45 @@ def load(path: Path, password: str | None = None) -> LocalAccount:
     KeyFileError
         If the file is missing, open to others or malformed, or the password missing or wrong.
     """
+    reader = load_reader(path, password)
+    if isinstance(reader, RsaKey):
+        raise KeyFileError(
+            f"the key file {path} holds an RSA key, which opens but can't sign: name an account's"
+        )
+    return reader
+
+
+def load_reader(path: Path, password: str | None = None) -> Reader:
+    """The account or the RSA key of the key file at `path`; otherwise as :func:`load`."""
     text = _read(path)
+    if _is_pem(text):
+        return _rsa(path, text, password)
     if _is_keystore(text):
         return _decrypted(path, text, password)
     return _plain(path, text)
 
 
 def is_encrypted(path: Path) -> bool:
-    """Whether :func:`load` needs a password for the key file at `path`.
+    """Whether :func:`load_reader` needs a password for the key file at `path`.
 
     Raises
     ------
     KeyFileError
         If the file is missing or open to others.
     """
-    return _is_keystore(_read(path))
+    text = _read(path)
+    return _is_keystore(text) or (_is_pem(text) and "ENCRYPTED" in text)
 
 
-def public_key(account: LocalAccount) -> bytes:
-    """The account's public key: 64 bytes, the coordinates x and y on secp256k1."""
-    return PrivateKey(bytes(account.key)).public_key.to_bytes()
+def public_key(reader: Reader) -> bytes:
+    """The public key.
+
+    Of an account 64 bytes, the coordinates x and y on secp256k1; of an RSA key its DER encoding
+    (SubjectPublicKeyInfo), 422 bytes.
+    """
+    if isinstance(reader, RsaKey):
+        return reader.public_key
+    return PrivateKey(bytes(reader.key)).public_key.to_bytes()
 
 
 def address_of(public_key: bytes) -> str:
@@ -114,20 +152,59 @@ def address_of(public_key: bytes) -> str:
     return to_checksum_address(keccak(public_key)[-20:])
 
 
+def reader_of(public_key: bytes) -> str:
+    """What a reader with this public key is known by: the address of an account, or likewise.
+
+    See :func:`flower_chain.rsa.address_of`.
+
+    Raises
+    ------
+    FormatError
+        If it is neither a key on secp256k1, 64 bytes, nor an RSA key.
+    """
+    if len(public_key) != rsa.DER_BYTES:
+        address = address_of(public_key)
+        _check_on_curve(public_key)
+        return address
+    rsa.from_der(public_key)
+    return rsa.address_of(public_key)
+
+
+def _check_on_curve(public_key: bytes) -> None:
+    try:
+        PublicKey(b"\x04" + public_key)
+    except ValueError:
+        raise FormatError(f"0x{public_key.hex()} is no point of secp256k1") from None
+
+
+def _check_password(password: str | None) -> None:
+    if password == "":
+        raise KeyFileError("the password is empty")
+
+
+def _is_there(path: Path) -> KeyFileError:
+    return KeyFileError(f"{path} is there already: a key is never overwritten")
+
+
 def _create(path: Path, password: str | None) -> LocalAccount | None:
     """A new account in a new file; None where a file is."""
     account: LocalAccount = Account.create()
     text = f"0x{bytes(account.key).hex()}"
     if password is not None:
         text = json.dumps(Account.encrypt(account.key, password))
+    return account if _write_key(path, f"{text}\n") else None
+
+
+def _write_key(path: Path, text: str) -> bool:
+    """Write a key file and the folder that it is in; False where a file is."""
     try:
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        is_new = _write_first(path, f"{text}\n")
+        is_new = _write_first(path, text)
         sync_directory(path.parent)
     except OSError as error:
         raise KeyFileError(f"can't make the key file {path}: {error}") from error
-    return account if is_new else None
+    return is_new
 
 
 def _write_first(path: Path, text: str) -> bool:
@@ -178,6 +255,10 @@ def _is_keystore(text: str) -> bool:
     return text.lstrip().startswith("{")
 
 
+def _is_pem(text: str) -> bool:
+    return text.lstrip().startswith(PEM)
+
+
 def _plain(path: Path, text: str) -> LocalAccount:
     digits = text.strip().removeprefix("0x")
     try:
@@ -188,22 +269,36 @@ def _plain(path: Path, text: str) -> LocalAccount:
         pass
     raise KeyFileError(
         f"the key file {path} is malformed: it must hold a private key of secp256k1, 64 "
-        "hexadecimal digits, or a web3 keystore in JSON"
+        "hexadecimal digits, a web3 keystore in JSON, or an RSA key in PEM"
     ) from None
 
 
 def _decrypted(path: Path, text: str, password: str | None) -> LocalAccount:
     keystore = _keystore(path, text)
-    if password is None:
-        password = os.environ.get(PASSWORD_VARIABLE)
-    if password is None:
-        raise KeyFileError(f"the key file {path} is encrypted: set {PASSWORD_VARIABLE}")
     try:
-        return _account(bytes(Account.decrypt(keystore, password)))
+        return _account(bytes(Account.decrypt(keystore, _password(path, password))))
     except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
         # eth_keyfile indexes into whatever it is given; of its messages only this one is plain.
         wrong = "the password is wrong" if "MAC mismatch" in str(error) else "it is malformed"
         raise KeyFileError(f"can't decrypt the key file {path}: {wrong}") from None
+
+
+def _rsa(path: Path, text: str, password: str | None) -> RsaKey:
+    secret = _password(path, password).encode() if "ENCRYPTED" in text else None
+    try:
+        return RsaKey.from_pem(text.encode(), secret)
+    except FormatError as fault:
+        raise KeyFileError(f"the key file {path} holds {fault}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        what = "the password is wrong, or it" if secret else "it"
+        raise KeyFileError(f"can't read the RSA key in {path}: {what} is malformed") from None
+
+
+def _password(path: Path, given: str | None) -> str:
+    password = os.environ.get(PASSWORD_VARIABLE) if given is None else given
+    if password is None:
+        raise KeyFileError(f"the key file {path} is encrypted: set {PASSWORD_VARIABLE}")
+    return password
 
 
 def _keystore(path: Path, text: str) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from eth_account.signers.local import LocalAccount
-
 from flower_chain.errors import FormatError
-from flower_chain.keys import address_of
+from flower_chain.keys import Reader, address_of
 from flower_chain.plan import BlockFlowPlan, DataTrustPlan, PeersPlan
 from flower_chain.records import (
     Aggregate,
@@ -21,7 +19,7 @@ from flower_chain.records import (
 from flower_chain.rules import data_trust
 from flower_chain.rules.blockflow import draw, score, table
 from flower_chain.store.cid import cid_from_bytes, cid_of
-from flower_chain.store.seal import sealed_bytes, unseal
+from flower_chain.store.seal import Kind, sealed_bytes, unseal
 from flower_chain.updates import Format, check_finite, digest, unpack
 
 
@@ -44,7 +42,7 @@ class Peers:
         How long models can be submitted at most. Told if auditors are drawn: before, no agent tells
         what they are drawn by.
     readers : tuple of bytes
-        Public keys of others who may open the models.
+        Public keys of others who may open the models: of accounts, or of RSA.
 
     Raises
     ------
@@ -116,7 +114,7 @@ class Peers:
     @property
     def sealed_bytes(self) -> int:
         """What a sealed model has."""
-        return sealed_bytes(self.model.nbytes, len(self.recipients))
+        return sealed_bytes(self.model.nbytes, map(Kind.of, self.recipients))
 
     @cached_property
     def accounts(self) -> list[str]:
@@ -131,7 +129,9 @@ class Peers:
             return False
         return recover(said.encode(self.domain), signature) == self.accounts[said.agent]
 
-    def open(self, model: TrainedModel, sealed: bytes, reader: LocalAccount) -> bytes:
+    def open(
+        self, model: TrainedModel, sealed: bytes, reader: Reader, wrap: bytes | None = None
+    ) -> bytes:
         """A sealed model, opened and checked against what its agent signed.
 
         Parameters
@@ -139,8 +139,10 @@ class Peers:
         model : TrainedModel
         sealed : bytes
             Whatever is said to be it.
-        reader : LocalAccount
+        reader : Reader
             One of those whom it was sealed for.
+        wrap : bytes, optional
+            What opens it for another reader.
 
         Returns
         -------
@@ -159,7 +161,7 @@ class Peers:
         if (found := cid_of(sealed)) != (named := cid_from_bytes(model.cid)):
             raise FormatError(f"the bytes of {found}, but {named} was signed")
         # What only some can open would be scored by these only: nobody takes it.
-        packed = unseal(sealed, bytes(reader.key), self.binding(model), self.recipients)
+        packed = unseal(sealed, reader.key, self.binding(model), self.recipients, wrap)
         if digest(packed) != model.digest:
             raise FormatError(f"digest {digest(packed).hex()}, but {model.digest.hex()} was signed")
         arrays = unpack(packed)

@@ -4,12 +4,12 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from flower_chain.errors import ConfigError, FormatError
-from flower_chain.keys import address_of
+from flower_chain.keys import address_of, reader_of
 from flower_chain.records import PPM
 from flower_chain.rules.blockflow import MAX_AGENTS, ONE
 from flower_chain.rules.data_trust import Rule as TaskRule
@@ -40,7 +40,8 @@ class Plan(ABC):
     inner : str
         Class of the wrapped strategy.
     readers : str
-        Public keys, in hex, of accounts that may open what is sealed beside those who must.
+        Public keys, in hex, of who may open what is sealed beside those who must: of accounts, or
+        of RSA in DER.
     keep_rounds : int
         Of how many rounds before the current one models and what is sealed are kept; 0 for all.
     scheme : str
@@ -61,7 +62,7 @@ class Plan(ABC):
     def __post_init__(self) -> None:
         for field in fields(self):
             _of_type(field.name, getattr(self, field.name), field.type)
-        _distinct("readers", self.reader_keys)
+        _distinct("readers", self.reader_keys, reader_of)
         _within("keep-rounds", self.keep_rounds, 0, 2**32 - 1)
         self._check()
 
@@ -195,11 +196,6 @@ class RecordAndRewardPlan(Plan):
     def _read(values: dict[str, Any]) -> dict[str, object]:
         return {"rule": Rule.named(values["rule"])}
 
-    @property
-    def n_readers(self) -> int:
-        """How many accounts may open an update, the owner among them."""
-        return 1 + len(self.reader_keys)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PeersPlan(Plan):
@@ -230,7 +226,7 @@ class PeersPlan(Plan):
     stage_s: int
 
     def _check(self) -> None:
-        accounts = _distinct("agents", self.agent_keys)
+        accounts = _distinct("agents", self.agent_keys, address_of)
         if not 0 < len(accounts) <= MAX_AGENTS or accounts != sorted(accounts, key=str.lower):
             raise ConfigError(f"agents: {len(accounts)} keys, not 1 to {MAX_AGENTS} in order")
         _within("quorum", self.quorum, 1, len(accounts))
@@ -372,7 +368,7 @@ class DataTrustPlan(PeersPlan):
             raise ConfigError(f"aggregation = {self.aggregation!r}: it must be one of {names}")
         if len(self.server_keys) != self.server_aggregates:
             raise ConfigError(f"server = {self.server!r}: the key of the server, if it aggregates")
-        _distinct("server", self.agent_keys + self.reader_keys + self.server_keys)
+        _distinct("server", self.agent_keys + self.reader_keys + self.server_keys, reader_of)
 
     @property
     def rule(self) -> TaskRule:
@@ -424,14 +420,14 @@ def _keys(name: str, text: str) -> list[bytes]:
         raise ConfigError(f"{name}: {key} is not a public key: {fault}") from None
 
 
-def _distinct(name: str, keys: list[bytes]) -> list[str]:
-    """The accounts of these public keys, or ConfigError."""
+def _distinct(name: str, keys: list[bytes], known_by: Callable[[bytes], str]) -> list[str]:
+    """Whose these public keys are, or ConfigError."""
     try:
-        accounts = [address_of(key) for key in keys]
+        accounts = [known_by(key) for key in keys]
     except (ValueError, FormatError) as fault:
         raise ConfigError(f"{name}: not a public key: {fault}") from None
     if len(set(accounts)) < len(accounts):
-        raise ConfigError(f"{name}: one of the {len(accounts)} accounts is listed twice")
+        raise ConfigError(f"{name}: one of the {len(accounts)} keys is listed twice")
     return accounts
 
 

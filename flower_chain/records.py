@@ -505,6 +505,68 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Grant:
+    """What an account signs that gives a reader access to a sealed file.
+
+    Parameters
+    ----------
+    granter, reader : str
+        Checksum addresses; that of a reader with an RSA key is what it is known by.
+    turn : int
+        How often the granter has granted the file to the reader, and taken it back, before.
+    cid : bytes
+        Binary CIDv1 of the sealed file.
+    wrap : bytes
+        The file's key, wrapped for the reader.
+    """
+
+    granter: str
+    reader: str
+    turn: int
+    cid: bytes
+    wrap: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the granter signs; `domain` is that of the access list."""
+        types = [
+            {"name": "reader", "type": "address"},
+            {"name": "turn", "type": "uint64"},
+            {"name": "cid", "type": "bytes"},
+            {"name": "wrap", "type": "bytes"},
+        ]
+        message = {"reader": self.reader, "turn": self.turn, "cid": self.cid, "wrap": self.wrap}
+        return domain.encode("Grant", types, message)
+
+    def as_tuple(self) -> tuple[str, str, int, bytes, bytes]:
+        """Its fields as the contract's structure has them."""
+        return self.granter, self.reader, self.turn, self.cid, self.wrap
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """What an account signs that takes back a :class:`Grant`; fields as there."""
+
+    granter: str
+    reader: str
+    turn: int
+    cid: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the granter signs; `domain` is that of the access list."""
+        types = [
+            {"name": "reader", "type": "address"},
+            {"name": "turn", "type": "uint64"},
+            {"name": "cid", "type": "bytes"},
+        ]
+        message = {"reader": self.reader, "turn": self.turn, "cid": self.cid}
+        return domain.encode("Revocation", types, message)
+
+    def as_tuple(self) -> tuple[str, str, int, bytes]:
+        """Its fields as the contract's structure has them."""
+        return self.granter, self.reader, self.turn, self.cid
+
+
+@dataclass(frozen=True)
 class BondPermit:
     """An agent's leave to take its bond, which costs it no gas (EIP-2612).
 

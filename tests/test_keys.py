@@ -6,19 +6,28 @@ from threading import Barrier
 from typing import Any, Literal
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from eth_account import Account
 from eth_account.messages import encode_defunct
+from eth_utils.crypto import keccak
+from golden_seal import PEM, RSA_READER
+from web3 import Web3
 
 from flower_chain.errors import FormatError, KeyFileError
 from flower_chain.keys import (
     PASSWORD_VARIABLE,
     address_of,
     create,
+    create_rsa,
     is_encrypted,
     load,
     load_or_create,
+    load_reader,
     public_key,
+    reader_of,
 )
+from flower_chain.rsa import from_der
 
 # The first account of Hardhat's and Foundry's well-known test mnemonic.
 KEY = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
@@ -220,3 +229,80 @@ class TestPublicKey:
         signature = account.sign_message(message).signature
         signer = Account.recover_message(message, signature=signature)
         assert signer == address_of(public_key(account))
+
+
+class TestRsa:
+    """The key files of readers that have no account."""
+
+    @pytest.mark.parametrize("password", [None, "open sesame"])
+    def test_a_key_loads_again(self, path: Path, password: str | None) -> None:
+        made = create_rsa(path, password)
+        assert public_key(load_reader(path, password)) == public_key(made)
+        assert is_encrypted(path) == (password is not None)
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_a_key_is_never_overwritten(self, path: Path) -> None:
+        write(path, KEY)
+        with pytest.raises(KeyFileError, match="never overwritten"):
+            create_rsa(path)
+        assert load_reader(path).address == ADDRESS
+
+    def test_an_empty_password_is_refused(self, path: Path) -> None:
+        with pytest.raises(KeyFileError, match="the password is empty"):
+            create_rsa(path, "")
+
+    def test_where_an_account_is_needed_it_is_told(self, path: Path) -> None:
+        write(path, PEM.decode())
+        with pytest.raises(KeyFileError, match="holds an RSA key, which opens but can't sign"):
+            load(path)
+
+    def test_a_wrong_password_is_told(self, path: Path) -> None:
+        create_rsa(path, "open sesame")
+        with pytest.raises(KeyFileError, match="the password is wrong, or it is malformed"):
+            load_reader(path, "open barley")
+
+    def test_a_missing_password_is_told(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+        create_rsa(path, "open sesame")
+        with pytest.raises(KeyFileError, match=f"set {PASSWORD_VARIABLE}"):
+            load_reader(path)
+
+    @pytest.mark.parametrize(
+        ("made", "match"),
+        [
+            (rsa.generate_private_key(65537, 2048), "an RSA key of 2048 bits"),
+            (rsa.generate_private_key(3, 3072), "with the exponent 3"),
+            (ec.generate_private_key(ec.SECP256R1()), "not of RSA"),
+        ],
+        ids=["2048", "exponent", "curve"],
+    )
+    def test_other_keys_are_refused(self, path: Path, made: Any, match: str) -> None:
+        how = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write(path, made.private_bytes(*how).decode())
+        with pytest.raises(KeyFileError, match=match):
+            load_reader(path)
+
+    def test_a_malformed_key_is_not_quoted(self, path: Path) -> None:
+        write(path, PEM.decode().replace("MII", "SECRET"))
+        with pytest.raises(KeyFileError, match="it is malformed") as caught:
+            load_reader(path)
+        assert "SECRET" not in str(caught.value)
+
+    def test_a_reader_is_known_by_the_end_of_the_hash_of_its_key(self) -> None:
+        der = RSA_READER.public_key
+        assert reader_of(der) == RSA_READER.address == Web3.to_checksum_address(keccak(der)[-20:])
+        assert reader_of(bytes.fromhex(PUBLIC_KEY)) == ADDRESS
+
+    @pytest.mark.parametrize("key", [bytes(422), b"", bytes(64), bytes(65)])
+    def test_what_is_no_public_key_is_refused(self, key: bytes) -> None:
+        with pytest.raises(FormatError):
+            reader_of(key)
+
+    def test_another_encoding_of_a_key_is_refused(self) -> None:
+        """Or one key had two names: here the length of the outer sequence takes a byte more."""
+        der = RSA_READER.public_key
+        with pytest.raises(FormatError):
+            from_der(b"\x30\x83\x00" + der[2:])
+
+    def test_the_key_is_not_shown(self) -> None:
+        assert repr(RSA_READER) == "RsaKey()"

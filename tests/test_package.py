@@ -30,6 +30,7 @@ FORBIDDEN = {
     },
     "endpoint": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
     "examiner": {"flwr", "web3"},
+    "rsa": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store", "flower_chain.keys"},
     "keys": {"flwr", "web3", "flower_chain.ledger", "flower_chain.store"},
     "run": {"flwr", "flower_chain.strategy", "flower_chain.client"},
     "client": {"flower_chain.strategy", "flower_chain.run"},

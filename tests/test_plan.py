@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from eth_account import Account
+from golden_seal import RSA_READER
 from hypothesis import given
 from hypothesis import strategies as st
 from tasks import a_plan
@@ -121,8 +122,19 @@ def test_a_term_at_the_end_of_its_range_is_not_refused(term: str, value: Any) ->
 
 def test_a_reader_that_is_listed_twice_is_refused() -> None:
     key = public_key(Account.create()).hex()
-    with pytest.raises(ConfigError, match="one of the 2 accounts is listed twice"):
+    with pytest.raises(ConfigError, match="one of the 2 keys is listed twice"):
         a_plan(readers=f"{key} {key.upper()}")
+
+
+def test_readers_may_have_rsa_keys() -> None:
+    keys = [public_key(Account.create()), RSA_READER.public_key]
+    assert a_plan(readers=" ".join(key.hex() for key in keys)).reader_keys == keys
+
+
+def test_an_rsa_key_that_is_listed_twice_is_refused() -> None:
+    key = RSA_READER.public_key.hex()
+    with pytest.raises(ConfigError, match="one of the 2 keys is listed twice"):
+        a_plan(readers=f"{key} {key}")
 
 
 def edited(**terms: Any) -> str:
@@ -263,6 +275,7 @@ def test_a_plan_of_another_scheme_is_refused() -> None:
         ("agents", " ".join(key.hex() for key in KEYS[::-1]), "agents: 3 keys, not .* in order"),
         ("agents", f"{KEYS[0].hex()} {KEYS[0].hex()}", "listed twice"),
         ("agents", "abcd", "agents: not a public key"),
+        ("agents", RSA_READER.public_key.hex(), "a public key has 64 bytes"),
         ("agents", "xyz", "agents: xyz is not a public key"),
         ("quorum", 0, "quorum = 0"),
         ("quorum", 4, "quorum = 4: it must be from 1 to 3"),

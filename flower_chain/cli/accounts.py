@@ -1,4 +1,4 @@
-"""flower-chain keys: accounts, each in a file of its own."""
+"""flower-chain keys: accounts and RSA keys, each in a file of its own."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from flower_chain import keys
-from flower_chain.cli.arguments import account_of
+from flower_chain.cli.arguments import reader_from
 from flower_chain.cli.reporting import reporting
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make and show accounts: of devices, owners, and readers.",
+    help="Make and show keys: accounts of devices, owners and readers; RSA keys of readers.",
 )
 
 KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="Key file or keystore.")]
@@ -29,21 +29,34 @@ def new(
             f"variable {keys.PASSWORD_VARIABLE}.",
         ),
     ] = False,
+    rsa: Annotated[
+        bool,
+        typer.Option(
+            "--rsa", help="Make an RSA key, in PEM: for a reader, who opens but signs nothing."
+        ),
+    ] = False,
 ) -> None:
-    """Make an account in a new file, mode 0600, and print its address."""
+    """Make a key in a new file, mode 0600, and print its address.
+
+    The address of an RSA key is that of no account, but what its reader is known by.
+    """
     with reporting():
-        print(keys.create(key_file, _new_password() if encrypt else None).address)
+        create = keys.create_rsa if rsa else keys.create
+        print(create(key_file, _new_password() if encrypt else None).address)
 
 
 @app.command()
 def show(
     key_file: KeyFile,
-    public_key: Annotated[bool, typer.Option("--public-key", help="Print that instead.")] = False,
+    public_key: Annotated[
+        bool,
+        typer.Option("--public-key", help="Print that instead: what a file of readers lists."),
+    ] = False,
 ) -> None:
-    """Print the address of an account."""
+    """Print the address of a key."""
     with reporting():
-        account = account_of(key_file)
-        print(keys.public_key(account).hex() if public_key else account.address)
+        reader = reader_from(key_file)
+        print(keys.public_key(reader).hex() if public_key else reader.address)
 
 
 def _new_password() -> str:

@@ -31,11 +31,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen;
 
 def account_of(key_file: Path) -> LocalAccount:
     """The account of a key file; who sits at a terminal is asked for the password of a keystore."""
+    return keys.load(key_file, _password_of(key_file))
+
+
+def reader_from(key_file: Path) -> keys.Reader:
+    """The account or the RSA key of a key file; the password likewise."""
+    return keys.load_reader(key_file, _password_of(key_file))
+
+
+def _password_of(key_file: Path) -> str | None:
     ask = keys.PASSWORD_VARIABLE not in os.environ and sys.stdin.isatty()
-    password = None
-    if ask and keys.is_encrypted(key_file):
-        password = typer.prompt(f"Password of {key_file}", hide_input=True, err=True)
-    return keys.load(key_file, password)
+    if not ask or not keys.is_encrypted(key_file):
+        return None
+    password: str = typer.prompt(f"Password of {key_file}", hide_input=True, err=True)
+    return password
 
 
 def made_by(option: str, name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from flower_chain.cli.arguments import LedgerUrl, RunFolder, StorePlace, account_of, examiner_of
+from flower_chain.cli.arguments import LedgerUrl, RunFolder, StorePlace, examiner_of, reader_from
 from flower_chain.cli.reporting import console, reporting
 from flower_chain.report import summary_of
 from flower_chain.run import open_run
@@ -57,7 +57,7 @@ def verify_run(
 ) -> None:
     """Recompute every decision and payment; exit status 1 names the first record that is wrong."""
     with reporting(as_json), closing(open_run(run, None, ledger, store)) as opened:
-        reader = None if key is None else account_of(key)
+        reader = None if key is None else reader_from(key)
         steps = verify(opened, reader, None if examiner is None else examiner_of(examiner))
         report = _last(steps if as_json else track(steps, "Verifying", console=console))
         if as_json:

@@ -88,7 +88,7 @@ def enrol(
         new = [account for account in accounts if account not in known]
         calls = [("enrol", some) for some in batches(new, BATCH)]
         what = f"Enrol {len(new)} of {len(accounts)} devices"
-        _carry_out(Order(what, opened.federation.contract, calls, []), opened, signer, dry_run)
+        carry_out(Order(what, opened.federation.contract, calls, []), opened, signer, dry_run)
 
 
 def fund(
@@ -109,7 +109,7 @@ def fund(
         ]
         calls = [("transfer", federation.contract.address, units)]
         what = f"Put {in_full(units)} tokens into the pool"
-        _carry_out(Order(what, opened.token, calls, moves), opened, signer, dry_run)
+        carry_out(Order(what, opened.token, calls, moves), opened, signer, dry_run)
 
 
 def withdraw(
@@ -128,7 +128,7 @@ def withdraw(
     Anyone may do so for anyone: the money can go nowhere else. What an agent of BlockFLow or of
     a data trust was refunded and nobody has claimed for it is claimed with it.
     """
-    with _signed(run, key, ledger, dry_run) as (opened, signer):
+    with signed(run, key, ledger, dry_run) as (opened, signer):
         contract, whose = opened.contract, _address(account or signer.address)
         units = int(contract.call("credits", whose))
         call: tuple[Any, ...] = ("withdraw", whose)
@@ -142,7 +142,7 @@ def withdraw(
             Move("account", whose, _balance(opened, whose), units),
         ]
         what = f"Send {in_full(units)} tokens to {whose}"
-        _carry_out(Order(what, contract, [call], moves), opened, signer, dry_run)
+        carry_out(Order(what, contract, [call], moves), opened, signer, dry_run)
 
 
 def finish(
@@ -152,7 +152,7 @@ def finish(
 
     A data trust's task ends by itself: then its requester gets what nobody earned of the reward.
     """
-    with _signed(run, owner_key, ledger, dry_run) as (opened, signer):
+    with signed(run, owner_key, ledger, dry_run) as (opened, signer):
         if isinstance(opened, DataTrustRun):
             rest, call = _unearned(opened)
             what = f"Send the {in_full(rest)} tokens that nobody earned to the requester"
@@ -164,7 +164,7 @@ def finish(
             Move("pool", opened.contract.address, rest, -rest),
             Move("owner", owner, _balance(opened, owner), rest),
         ]
-        _carry_out(Order(what, opened.contract, [call], moves), opened, signer, dry_run)
+        carry_out(Order(what, opened.contract, [call], moves), opened, signer, dry_run)
 
 
 def _rest_of_pool(run: RecordAndRewardRun) -> int:
@@ -195,7 +195,7 @@ def in_full(units: int) -> str:
 
 
 @contextmanager
-def _signed(
+def signed(
     path: Path, key_file: Path, ledger: str | None, dry_run: bool
 ) -> Iterator[tuple[AnyRun, LocalAccount]]:
     """A run and who signs; a dry run only reads, so that it can be done while the run goes on."""
@@ -210,7 +210,7 @@ def _of_the_owner(
     path: Path, key_file: Path, ledger: str | None, dry_run: bool
 ) -> Iterator[tuple[RecordAndRewardRun, LocalAccount]]:
     """The same, of a scheme whose owner enrols the devices and pays them."""
-    with _signed(path, key_file, ledger, dry_run) as (run, signer):
+    with signed(path, key_file, ledger, dry_run) as (run, signer):
         yield _of_an_owner(run, path), signer
 
 
@@ -224,7 +224,7 @@ def _of_an_owner(run: AnyRun, path: Path) -> RecordAndRewardRun:
     return run
 
 
-def _carry_out(order: Order, run: AnyRun, signer: LocalAccount, dry_run: bool) -> None:
+def carry_out(order: Order, run: AnyRun, signer: LocalAccount, dry_run: bool) -> None:
     """Say what is going to happen, and do it."""
     gas = sum(order.contract.estimate(signer.address, *call) for call in order.calls)
     console.print(f"{order.what}.")

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
 
-from flower_chain.run.base import EMBEDDED, FILE, TOKEN_SUPPLY, Content, Pointers, Run, scheme_in
+from flower_chain.run.base import (
+    EMBEDDED,
+    FILE,
+    TOKEN_SUPPLY,
+    Content,
+    Pointers,
+    Run,
+    SealedFile,
+    scheme_in,
+)
 from flower_chain.run.blockflow import BlockFlowRun
 from flower_chain.run.data_trust import DataTrustRun
 from flower_chain.run.peers import PeersRun
@@ -36,6 +45,7 @@ __all__ = [
     "Pointers",
     "RecordAndRewardRun",
     "Run",
+    "SealedFile",
     "open_run",
 ]
 

@@ -14,13 +14,22 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from flower_chain import durable
-from flower_chain.errors import ConfigError, Damaged, FormatError, NotStored, WrongChain
-from flower_chain.keys import address_of
+from flower_chain.errors import (
+    ConfigError,
+    Damaged,
+    FormatError,
+    NotStored,
+    SealError,
+    WrongChain,
+)
+from flower_chain.keys import Reader, reader_of
 from flower_chain.ledger import Contract, EmbeddedLedger, JsonRpcLedger, Ledger
+from flower_chain.ledger.access import Access, AccessList
 from flower_chain.plan import Plan
 from flower_chain.store import FOLDER as NODE_FOLDER
 from flower_chain.store import Store, open_store
 from flower_chain.store.cid import cid_from_bytes
+from flower_chain.store.seal import rewrap, unseal
 from flower_chain.updates import Arrays, digest, unpack
 
 EMBEDDED = "embedded"
@@ -49,6 +58,8 @@ class Pointers:
         The plan as text; the contract holds its digest.
     store : str
         The URL of an IPFS node as it was written, without secrets; empty for ``store/`` beside.
+    access : str
+        Checksum address of the contract of the grants; empty if there is none yet.
     """
 
     ledger: str
@@ -59,6 +70,7 @@ class Pointers:
     pool: int
     plan: str
     store: str = ""
+    access: str = ""
 
     @classmethod
     def to(
@@ -122,6 +134,34 @@ def contents_of(named: Iterable[tuple[bytes, Content]]) -> list[Content]:
         with suppress(FormatError):
             found.append(replace(content, cid=cid_from_bytes(cid)))
     return sorted(found, key=lambda content: content.round)
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """A sealed file that the ledger names.
+
+    Parameters
+    ----------
+    round : int
+        Of the version or round that it was made in.
+    device : str
+        Account of who made it.
+    digest : bytes
+        SHA-256 of what is inside, as it was signed.
+    cid : bytes
+        Binary CIDv1, as it was signed.
+    binding : bytes
+        What it is bound to: the data associated with its seal.
+    """
+
+    round: int
+    device: str
+    digest: bytes
+    cid: bytes
+    binding: bytes
+
+    def __str__(self) -> str:
+        return f"what {self.device} sealed in round {self.round}"
 
 
 class Run(ABC):
@@ -350,6 +390,99 @@ class Run(ABC):
             )
         return unpack(packed)
 
+    # -- what is sealed, and for whom ---------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def sealed_for(self) -> frozenset[str]:
+        """Addresses of those for whom every sealed file was made."""
+
+    @property
+    @abstractmethod
+    def sealed_bytes(self) -> int:
+        """What a sealed file has: they all have the same."""
+
+    @abstractmethod
+    def sealed_files(self) -> list[SealedFile]:
+        """Those that the ledger names, by round."""
+
+    @property
+    def access_list(self) -> AccessList | None:
+        """The contract of the grants, as ``run.json`` names it; None if there is none yet."""
+        if not self.pointers.access:
+            return None
+        return AccessList.at(self.contract.ledger, self.pointers.access, self.pointers.block)
+
+    def open_access_list(self, account: LocalAccount) -> AccessList:
+        """Create the contract of the grants, paid by `account`, and note where it is."""
+        made = AccessList.deploy(self.contract.ledger, account, self.contract.address)
+        self.pointers = replace(self.pointers, access=made.contract.address)
+        self.pointers.write(self.path / FILE)
+        return made
+
+    def access(self) -> Access:
+        """Who may open what, by the ledger.
+
+        Raises
+        ------
+        WrongChain
+            If the contract of the grants is not this package's, or of another run.
+        """
+        if (grants := self.access_list) is None:
+            return Access((), self.sealed_for)
+        grants.check(self.contract.address)
+        return Access(tuple(grants.grants()), self.sealed_for)
+
+    def unseal(self, file: SealedFile, reader: Reader, wrap: bytes | None = None) -> bytes:
+        """What is in a sealed file.
+
+        Parameters
+        ----------
+        file : SealedFile
+        reader : Reader
+            One of those whom it was sealed for.
+        wrap : bytes, optional
+            What opens it for another reader.
+
+        Raises
+        ------
+        StoreError, FormatError
+            If it is not in the store.
+        SealError
+            If it can't be opened, or is not what was signed.
+        """
+        return self._unseal(file, self._sealed(file), reader, wrap)
+
+    def rewrap(self, file: SealedFile, holder: Reader, reader: bytes, wrap: bytes | None) -> bytes:
+        """The key of a sealed file, wrapped for one more reader, if it opens to what was signed.
+
+        Parameters
+        ----------
+        file : SealedFile
+        holder : Reader
+            Who can open it: by its header, or by `wrap`.
+        reader : bytes
+            Public key of the new one.
+        wrap : bytes or None
+
+        Raises
+        ------
+        StoreError, FormatError, SealError
+            As :meth:`unseal`.
+        """
+        sealed = self._sealed(file)
+        self._unseal(file, sealed, holder, wrap)
+        return rewrap(sealed, holder.key, reader, wrap)
+
+    def _sealed(self, file: SealedFile) -> bytes:
+        return self.store.get(cid_from_bytes(file.cid), self.sealed_bytes)
+
+    def _unseal(self, file: SealedFile, sealed: bytes, reader: Reader, wrap: bytes | None) -> bytes:
+        packed = unseal(sealed, reader.key, file.binding, wrap=wrap)
+        if (found := digest(packed)) != file.digest:
+            raise SealError(f"{file} has the digest {found.hex()}, signed was {file.digest.hex()}")
+        return packed
+
     def close(self) -> None:
         """Give back the ledger, and let others continue the run."""
         self._held.close()
@@ -403,7 +536,7 @@ def scheme_in(path: Path) -> str:
 
 def check_readers(plan: Plan, owner: LocalAccount) -> None:
     """ConfigError if the owner is listed as a reader too."""
-    if owner.address in map(address_of, plan.reader_keys):
+    if owner.address in map(reader_of, plan.reader_keys):
         raise ConfigError("readers lists the owner's key: the owner can read everything anyway")
 
 

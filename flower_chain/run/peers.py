@@ -9,12 +9,21 @@ from typing import Any, Self
 from eth_account.signers.local import LocalAccount
 
 from flower_chain.errors import ConfigError, LedgerError, NodeError, RunEnded
+from flower_chain.keys import reader_of
 from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.blockflow import Experiment, Stage
 from flower_chain.peers import Peers
 from flower_chain.plan import PeersPlan
 from flower_chain.records import TrainedModel
-from flower_chain.run.base import Content, Pointers, Run, contents_of, store_of, token_of
+from flower_chain.run.base import (
+    Content,
+    Pointers,
+    Run,
+    SealedFile,
+    contents_of,
+    store_of,
+    token_of,
+)
 from flower_chain.store.cid import cid_to_bytes
 from flower_chain.updates import Arrays, digest, pack
 
@@ -125,6 +134,28 @@ class PeersRun(Run):
         plan = plan_of(self.plan.agent_keys)
         self._require_the_same(replace(plan, first=self.plan.first), token)
 
+    @property
+    def sealed_for(self) -> frozenset[str]:
+        """The agents, the readers that the plan names, and the server if it aggregates."""
+        return frozenset(map(reader_of, self.peers.recipients))
+
+    @property
+    def sealed_bytes(self) -> int:
+        """What a sealed model has."""
+        return self.peers.sealed_bytes
+
+    def sealed_files(self) -> list[SealedFile]:
+        """The models that agents submitted."""
+        return [
+            self._file(model)
+            for record in self.experiment.history().rounds
+            for model in record.contributions.values()
+        ]
+
+    def _file(self, said: TrainedModel) -> SealedFile:
+        device, binding = self.plan.accounts[said.agent], self.peers.binding(said)
+        return SealedFile(said.round, device, said.digest, said.cid, binding)
+
     def contents(self) -> list[Content]:
         """All that the ledger names."""
         history = self.experiment.history()
@@ -134,7 +165,7 @@ class PeersRun(Run):
             for cid in announced.values()
         ]
         sealed = [
-            (model.cid, self._content_of(model, is_needed=agent in record.left))
+            (model.cid, self._content_of(model, is_needed=agent in record.openings))
             for record in history.rounds
             for agent, model in record.contributions.items()
         ]

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Self
 
 from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from flower_chain import envelope
 from flower_chain.errors import ConfigError
+from flower_chain.keys import reader_of
 from flower_chain.ledger import Contract, Ledger
 from flower_chain.ledger.federation import Federation, Version
 from flower_chain.plan import RecordAndRewardPlan
-from flower_chain.records import TOKEN_UNITS, Model
+from flower_chain.records import TOKEN_UNITS, Contribution, Model
 from flower_chain.run.base import (
     Content,
     Pointers,
     Run,
+    SealedFile,
     another,
     check_readers,
     contents_of,
@@ -177,6 +181,30 @@ class RecordAndRewardRun(Run):
         packed = pack(arrays)
         cid = cid_to_bytes(self.store.put(packed))
         return Model(digest(packed), cid, keccak(self.seed(version)), error_ppm)
+
+    @property
+    def sealed_for(self) -> frozenset[str]:
+        """The owner, and the readers that the plan names."""
+        owner = to_checksum_address(self.contract.call("owner"))
+        return frozenset([owner, *map(reader_of, self.plan.reader_keys)])
+
+    @property
+    def sealed_bytes(self) -> int:
+        """What a sealed update has."""
+        return envelope.size(self.plan.model, self.plan.reader_keys)
+
+    def sealed_files(self) -> list[SealedFile]:
+        """The updates of the contributions that the contract took."""
+        return [
+            self._file(version.number, verdict.signed.contribution)
+            for version in self.federation.history().versions
+            for verdict in version.verdicts
+            if not verdict.reason
+        ]
+
+    def _file(self, number: int, said: Contribution) -> SealedFile:
+        binding = envelope.binding(self.federation.domain, said.device, said.digest)
+        return SealedFile(number, said.device, said.digest, said.cid, binding)
 
     def _check(self, plan: RecordAndRewardPlan, funds: Funds) -> None:
         if funds.pool != self.pointers.pool:

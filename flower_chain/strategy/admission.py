@@ -117,9 +117,9 @@ class Admitter:
     def _open(self, contribution: Contribution, sealed: bytes | None) -> Arrays:
         plan = self._plan
         if sealed is None:
-            sealed = fetch(self._store, contribution, plan.model, plan.n_readers)
+            sealed = fetch(self._store, contribution, plan.model, plan.reader_keys)
         # Also what was found: on a node of the device's own it may not stay.
-        keep(self._store, sealed, contribution, plan.model, plan.n_readers)
+        keep(self._store, sealed, contribution, plan.model, plan.reader_keys)
         return open_sealed(sealed, contribution, self._domain, plan.model, self._owner)
 
 

@@ -60,8 +60,9 @@ class Settings:
         File with the accounts of the devices, one on a line; ``open`` takes whoever answers, for
         simulations only.
     readers : str
-        File with public keys, one on a line, of accounts that may open what is sealed beside those
-        who must: auditors, say. ``flower-chain keys show FILE --public-key`` prints one.
+        File with public keys, one on a line, of accounts or of RSA, that may open what is sealed
+        beside those who must: auditors, say. ``flower-chain keys show FILE --public-key`` prints
+        one.
     token : str
         Address of the ERC-20 that is paid in; empty deploys one.
     timeout : int

@@ -7,10 +7,9 @@ checked that needs neither, and is told what was not.
 
 from collections.abc import Iterator
 
-from eth_account.signers.local import LocalAccount
-
 from flower_chain.errors import ConfigError
 from flower_chain.examiner import Examiner
+from flower_chain.keys import Reader
 from flower_chain.run import AnyRun, BlockFlowRun, DataTrustRun, PeersRun
 from flower_chain.verify.base import Report
 from flower_chain.verify.blockflow import BlockFlowVerifier
@@ -21,16 +20,16 @@ __all__ = ["Report", "verify"]
 
 
 def verify(
-    run: AnyRun, reader: LocalAccount | None = None, examiner: Examiner | None = None
+    run: AnyRun, reader: Reader | None = None, examiner: Examiner | None = None
 ) -> Iterator[Report]:
     """Check a run piece by piece; the report grows with each version or round.
 
     Parameters
     ----------
     run : RecordAndRewardRun, BlockFlowRun or DataTrustRun
-    reader : LocalAccount or None
-        The account of who may open what is sealed: the owner under record-and-reward, an agent
-        where these judge each other, or a reader that the plan names.
+    reader : Reader or None
+        The key of who may open what is sealed: the owner under record-and-reward, an agent
+        where these judge each other, or a reader that the plan names or to whom it was granted.
     examiner : Examiner or None
         The owner's validation data; where agents judge each other there are none.
 

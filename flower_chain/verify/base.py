@@ -1,15 +1,24 @@
 """What is checked of every run, whatever its scheme."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from eth_account.signers.local import LocalAccount
-
-from flower_chain.errors import ConfigError, FormatError, StoreError, Unverified, WrongChain
-from flower_chain.run import Run
+from flower_chain.errors import (
+    ConfigError,
+    FlowerChainError,
+    FormatError,
+    SealError,
+    StoreError,
+    Unverified,
+    WrongChain,
+)
+from flower_chain.keys import Reader
+from flower_chain.ledger.access import Access, Granted
+from flower_chain.run import Run, SealedFile
 from flower_chain.store.cid import cid_from_bytes, cid_to_bytes
+from flower_chain.store.seal import is_wrap
 from flower_chain.updates import Arrays, check_finite, digest, unpack
 
 
@@ -39,14 +48,15 @@ class Verifier(ABC):
     Parameters
     ----------
     run : Run
-    reader : LocalAccount or None
-        The account that opens what is sealed.
+    reader : Reader or None
+        Who opens what is sealed.
     """
 
-    def __init__(self, run: Run, reader: LocalAccount | None) -> None:
+    def __init__(self, run: Run, reader: Reader | None) -> None:
         self._run, self._reader, self._report = run, reader, Report()
         self._kept_from = run.kept_from()
         self._gone = 0
+        self._access = Access((), run.sealed_for)
 
     @abstractmethod
     def check(self) -> Iterator[Report]:
@@ -54,10 +64,18 @@ class Verifier(ABC):
 
     # -- what was agreed --------------------------------------------------------------------
 
-    def _check_reader(self, readers: Collection[str]) -> None:
-        if self._reader is not None and self._reader.address not in readers:
+    def _check_reader(self) -> None:
+        """Whether the key opens anything: by a seal, or by a grant."""
+        try:
+            self._access = self._run.access()
+        except WrongChain as fault:
+            raise Unverified(f"access: {fault}") from None
+        if self._reader is None or self._reader.address in self._access.sealed_for:
+            return
+        if self._reader.address not in {grant.reader for grant in self._access.standing}:
             raise ConfigError(
-                f"the key is that of {self._reader.address}, for whom nothing in this run is sealed"
+                f"the key is that of {self._reader.address}, for whom nothing in this run is "
+                "sealed, and to whom no grant stands"
             )
 
     def _check_code(self) -> None:
@@ -86,6 +104,66 @@ class Verifier(ABC):
             if enforced != value:
                 raise Unverified(f"plan: {name} is {value}, but the contract enforces {enforced}")
         self._report.count("terms", len(agreed) + 1)
+
+    # -- who may open what ------------------------------------------------------------------
+
+    def _opens(self, cid: bytes) -> bool:
+        """Whether the reader may open a sealed file."""
+        return self._reader is not None and self._access.has(self._reader.address, cid)
+
+    def _wrap(self, cid: bytes) -> bytes | None:
+        """What opens a sealed file for the reader, if it is not in the file itself."""
+        assert self._reader is not None
+        return self._access.wrap(self._reader.address, cid)
+
+    def _check_grants(self) -> None:
+        """The grants of those who may open what they grant; others count for nothing."""
+        access, files = self._access, self._files()
+        for grant in access.grants:
+            if access.has(grant.granter, grant.cid):
+                self._check_grant(grant, files.get(grant.cid, []))
+        void = sum(not (g.revoked or access.has(g.granter, g.cid)) for g in access.grants)
+        if void:
+            word = f"{void} grants of who may not open what it grants: they count for nothing"
+            self._report.unchecked.append(word)
+        closed = sum(not self._opens(cid) for cid in files)
+        if self._reader is not None and closed:
+            word = (
+                f"{closed} of {len(files)} sealed files, and the aggregates with them: they were "
+                "not granted to the key"
+            )
+            self._report.unchecked.append(word)
+
+    def _check_grant(self, grant: Granted, files: Sequence[SealedFile]) -> None:
+        where = f"grant of {grant.granter} to {grant.reader}"
+        if not files:
+            raise Unverified(f"{where}: the run has no file 0x{grant.cid.hex()}")
+        where += f" of {files[0]}"
+        if not is_wrap(grant.wrap):
+            raise Unverified(f"{where}: {len(grant.wrap)} bytes are no wrap of its key")
+        self._report.count("grants")
+        if self._reader is None or grant.revoked or self._reader.address != grant.reader:
+            return
+        faults = [self._fault(file, grant.wrap) for file in files]
+        if all(faults):
+            raise Unverified(f"{where}: {faults[0]}") from faults[0]
+        self._report.count("opened grants")
+
+    def _fault(self, file: SealedFile, wrap: bytes) -> FlowerChainError | None:
+        """Why a wrap does not open a file to what was signed, if it does not."""
+        assert self._reader is not None
+        try:
+            self._run.unseal(file, self._reader, wrap)
+        except (StoreError, FormatError, SealError) as fault:
+            return fault
+        return None
+
+    def _files(self) -> dict[bytes, list[SealedFile]]:
+        """The sealed files by CID: who copies another's names the same."""
+        files: dict[bytes, list[SealedFile]] = {}
+        for file in self._run.sealed_files() if self._access.grants else ():
+            files.setdefault(file.cid, []).append(file)
+        return files
 
     # -- models -----------------------------------------------------------------------------
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from eth_account.signers.local import LocalAccount
-
 from flower_chain.errors import FormatError, Unverified
+from flower_chain.keys import Reader
 from flower_chain.ledger.blockflow import Round, Stage
 from flower_chain.ledger.data_trust import TaskHistory, Verdict
 from flower_chain.rules.data_trust import Judgement, Record, judge, lot_of, pay, rank, shares
@@ -18,7 +17,7 @@ class DataTrustVerifier(PeersVerifier):
     _run: DataTrustRun
     _history: TaskHistory
 
-    def __init__(self, run: DataTrustRun, reader: LocalAccount | None) -> None:
+    def __init__(self, run: DataTrustRun, reader: Reader | None) -> None:
         super().__init__(run, reader)
         self._records: Mapping[int, Record] = {}
         self._unearned = run.plan.reward

@@ -3,11 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from flower_chain.errors import FormatError, SealError, StoreError, Unverified
-from flower_chain.keys import address_of
+from flower_chain.keys import Reader
 from flower_chain.ledger.base import Receipt
 from flower_chain.ledger.blockflow import History, Round, Stage
 from flower_chain.records import Commitment, Leave, Retrieval, TrainedModel, lot_of
@@ -24,13 +23,13 @@ class PeersVerifier(Verifier):
     Parameters
     ----------
     run : PeersRun
-    reader : LocalAccount or None
+    reader : Reader or None
         An agent, or a reader that the plan names.
     """
 
     _run: PeersRun
 
-    def __init__(self, run: PeersRun, reader: LocalAccount | None) -> None:
+    def __init__(self, run: PeersRun, reader: Reader | None) -> None:
         super().__init__(run, reader)
         self._peers = run.peers
         self._history: History = run.experiment.history()
@@ -62,10 +61,11 @@ class PeersVerifier(Verifier):
 
     def check(self) -> Iterator[Report]:
         """Check the experiment round by round; the report grows with each."""
-        self._check_reader(set(map(address_of, self._peers.recipients)))
+        self._check_reader()
         self._check_code()
         self._check_plan()
         self._say_what_is_left_out()
+        self._check_grants()
         model = self._check_model(0)
         for record in self._begun():
             self._check_signatures(record)
@@ -192,9 +192,9 @@ class PeersVerifier(Verifier):
         try:
             sealed = self._run.store.get(cid_from_bytes(model.cid), self._peers.sealed_bytes)
             self._report.count("stored models")
-            if self._reader is None:
+            if self._reader is None or not self._opens(model.cid):
                 return None
-            packed = self._peers.open(model, sealed, self._reader)
+            packed = self._peers.open(model, sealed, self._reader, self._wrap(model.cid))
         except (StoreError, FormatError, SealError) as fault:
             raise Unverified(f"{where}: {fault}") from fault
         self._report.count("opened models")

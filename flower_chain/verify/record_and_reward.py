@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from eth_account.signers.local import LocalAccount
-from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from flower_chain.envelope import RefusedError, fetch, open_sealed
 from flower_chain.errors import ConfigError, FormatError, Unverified
 from flower_chain.examiner import Examiner
-from flower_chain.keys import address_of
+from flower_chain.keys import Reader
 from flower_chain.ledger.federation import History, Verdict, Version
 from flower_chain.records import UNMEASURED, Refusal
 from flower_chain.rules.record_and_reward import judge
@@ -33,7 +31,7 @@ class RecordAndRewardVerifier(Verifier):
     Parameters
     ----------
     run : RecordAndRewardRun
-    reader : LocalAccount or None
+    reader : Reader or None
         The owner, or a reader that the plan names.
     examiner : Examiner or None
         The owner's validation data.
@@ -42,7 +40,7 @@ class RecordAndRewardVerifier(Verifier):
     _run: RecordAndRewardRun
 
     def __init__(
-        self, run: RecordAndRewardRun, reader: LocalAccount | None, examiner: Examiner | None
+        self, run: RecordAndRewardRun, reader: Reader | None, examiner: Examiner | None
     ) -> None:
         super().__init__(run, reader)
         self._plan = run.plan
@@ -58,6 +56,7 @@ class RecordAndRewardVerifier(Verifier):
         self._check_code()
         self._check_plan()
         self._say_what_is_left_out()
+        self._check_grants()
         model = self._check_model(self._history.versions[0])
         for version in self._history.versions:
             updates = self._check_contributions(version, model)
@@ -79,8 +78,7 @@ class RecordAndRewardVerifier(Verifier):
     # -- what was agreed --------------------------------------------------------------------
 
     def _check_keys(self) -> None:
-        owner = to_checksum_address(self._run.contract.call("owner"))
-        self._check_reader({owner, *(address_of(key) for key in self._plan.reader_keys)})
+        self._check_reader()
         if self._examiner is not None and self._examiner.digest != self._plan.validation_digest:
             raise ConfigError(
                 f"the validation data have digest {self._examiner.digest}, "
@@ -183,9 +181,8 @@ class RecordAndRewardVerifier(Verifier):
         for verdict in there:
             self._check_stored(version, verdict)
         self._check_findings(version, model)
-        if self._reader is None:
-            return None
-        updates = [self._check_update(version, verdict, model) for verdict in there]
+        opened = [verdict for verdict in there if self._can_open(verdict)]
+        updates = [self._check_update(version, verdict, model) for verdict in opened]
         return updates if len(updates) == len(version.accepted) else None
 
     def _is_lost(self, version: Version, verdict: Verdict) -> bool:
@@ -276,7 +273,7 @@ class RecordAndRewardVerifier(Verifier):
                     f"{_where(version, verdict)}: refused for {str(finding.reason)!r}, "
                     "but the contribution is on the ledger"
                 )
-            elif self._reader is not None and not self._is_lost(version, verdict):
+            elif self._can_open(verdict) and not self._is_lost(version, verdict):
                 self._check_finding(version, verdict, finding.reason, model)
 
     def _check_finding(
@@ -303,6 +300,9 @@ class RecordAndRewardVerifier(Verifier):
             raise Unverified(f"{where}: refused for {str(reason)!r}, but found {str(found)!r}")
         self._report.count("findings")
 
+    def _can_open(self, verdict: Verdict) -> bool:
+        return self._opens(verdict.signed.contribution.cid)
+
     def _open(self, verdict: Verdict) -> Arrays:
         assert self._reader is not None
         return open_sealed(
@@ -311,11 +311,12 @@ class RecordAndRewardVerifier(Verifier):
             self._run.federation.domain,
             self._plan.model,
             self._reader,
+            self._wrap(verdict.signed.contribution.cid),
         )
 
     def _fetch(self, verdict: Verdict) -> bytes:
         plan = self._plan
-        return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.n_readers)
+        return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.reader_keys)
 
     def _evidence_fits(
         self, version: Version, verdict: Verdict, model: Arrays | None, update: Arrays

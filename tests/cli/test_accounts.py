@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flower_chain.cli import app
-from flower_chain.keys import PASSWORD_VARIABLE, is_encrypted, load, public_key
+from flower_chain.keys import PASSWORD_VARIABLE, is_encrypted, load, load_reader, public_key
+from flower_chain.rsa import DER_BYTES, RsaKey
 
 PASSWORD = "open sesame"
 
@@ -69,6 +70,26 @@ def test_show_prints_the_public_key(tmp_path):
     file = tmp_path / "device.key"
     keys("new", file)
     assert keys("show", file, "--public-key").output == f"{public_key(load(file)).hex()}\n"
+
+
+def test_new_makes_an_rsa_key_in_pem(tmp_path):
+    file = tmp_path / "reader.pem"
+    made = keys("new", "--rsa", file)
+    reader = load_reader(file)
+    assert isinstance(reader, RsaKey)
+    assert made.output == keys("show", file).output == f"{reader.address}\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    shown = keys("show", file, "--public-key").output
+    assert shown == f"{public_key(reader).hex()}\n"
+    assert len(bytes.fromhex(shown)) == DER_BYTES
+
+
+def test_new_encrypts_an_rsa_key_with_a_password(tmp_path):
+    file = tmp_path / "reader.pem"
+    made = keys("new", "--rsa", file, "--encrypt", typed=f"{PASSWORD}\n{PASSWORD}\n")
+    assert "BEGIN ENCRYPTED PRIVATE KEY" in file.read_text()
+    assert load_reader(file, PASSWORD).address in made.output
+    assert f"set {PASSWORD_VARIABLE}" in keys("show", file).output
 
 
 def test_show_makes_no_key(tmp_path):

@@ -6,7 +6,7 @@ import typer
 from flower_chain.cli import app
 
 GROUP = typer.main.get_command(app)
-MONEY = ("deploy", "enrol", "fund", "withdraw", "finish")
+MONEY = ("deploy", "enrol", "fund", "withdraw", "finish", "grant", "revoke")
 
 
 def test_all_commands_are_there():

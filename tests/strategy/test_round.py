@@ -19,12 +19,13 @@ from flwr.serverapp.strategy import (
     Krum,
     Strategy,
 )
+from golden_seal import RSA_READER
 from softmax import Device, arrays_in, examiner, fresh, record
 
 import flower_chain
 from flower_chain import messages
 from flower_chain.errors import ConfigError
-from flower_chain.keys import public_key
+from flower_chain.keys import Reader, public_key
 from flower_chain.records import PPM, Refusal
 from flower_chain.rules.record_and_reward import gain_quality
 from flower_chain.run import RecordAndRewardRun
@@ -513,10 +514,10 @@ def test_plain_fedavg_runs_on_the_same_devices(federation: Federation) -> None:
     assert not any("flower" in q.metadata.message_type for q, _ in federation.grid.said)
 
 
+@pytest.mark.parametrize("auditor", [Account.create(), RSA_READER], ids=["account", "rsa"])
 def test_a_reader_of_the_plan_can_check_everything_too(
-    federation: Federation, tmp_path: Path
+    federation: Federation, tmp_path: Path, auditor: Reader
 ) -> None:
-    auditor = Account.create()
     (tmp_path / "readers.txt").write_text(f"{public_key(auditor).hex()}  # the auditor\n")
 
     outcome = federation.run(readers=str(tmp_path / "readers.txt"))

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from golden_seal import RSA_READER
 from softmax import fresh
 
 from flower_chain import BlockFlowSettings
-from flower_chain.keys import public_key
+from flower_chain.keys import Reader, public_key
 from flower_chain.ledger.blockflow import Stage
 from flower_chain.records import (
     Commitment,
@@ -43,6 +44,8 @@ class Play:
     agents, rounds, quorum, auditors : int
     where : str
         The ledger.
+    readers : collection of Reader
+        Who may open the models beside the agents.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class Play:
         quorum: int = 0,
         auditors: int = 0,
         where: str = "embedded",
+        readers: Collection[Reader] = (READER, RSA_READER),
     ) -> None:
         made = [Account.from_key(number.to_bytes(32, "big")) for number in range(1, agents + 1)]
         self.accounts = sorted(made, key=lambda account: account.address.lower())
         self.path, first = path / "run", fresh()
-        (path / "readers").write_text(public_key(READER).hex())
+        listed = [public_key(reader).hex() for reader in readers]
+        (path / "readers").write_text("\n".join(listed))
         settings = BlockFlowSettings(
             run=str(self.path),
             readers=str(path / "readers"),

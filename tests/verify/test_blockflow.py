@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from eth_account import Account
-from eth_account.signers.local import LocalAccount
 from experiment import Experiment as Flowers
 from federation import give
+from golden_seal import RSA_READER
 from play import OWNER, READER, Play
 from softmax import examiner, fresh
 
 from flower_chain.errors import ConfigError, Unverified
+from flower_chain.keys import Reader
 from flower_chain.ledger import Contract
 from flower_chain.ledger.blockflow import Experiment, History, Stage
 from flower_chain.records import TOKEN_UNITS
@@ -63,7 +64,7 @@ def play(finished: Play, tmp_path: Path) -> Play:
     return harmed
 
 
-def check(play: Play, reader: LocalAccount | None = READER) -> Report:
+def check(play: Play, reader: Reader | None = READER) -> Report:
     """The last report."""
     play.run.close()
     with closing(open_run(play.path)) as opened:
@@ -71,7 +72,7 @@ def check(play: Play, reader: LocalAccount | None = READER) -> Report:
     return report
 
 
-def found(play: Play, match: str, reader: LocalAccount | None = None) -> None:
+def found(play: Play, match: str, reader: Reader | None = None) -> None:
     """Assert that this is found to be wrong."""
     with pytest.raises(Unverified, match=match):
         check(play, reader)
@@ -104,9 +105,9 @@ def stored(play: Play, cid: bytes) -> Path:
 # --- nothing is wrong ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [None, 0, 3])
-def test_agents_and_readers_can_check_everything(finished, number):
-    report = check(finished, READER if number is None else finished.accounts[number])
+@pytest.mark.parametrize("reader", [READER, RSA_READER, 0, 3], ids=["account", "rsa", "0", "3"])
+def test_agents_and_readers_can_check_everything(finished, reader):
+    report = check(finished, finished.accounts[reader] if isinstance(reader, int) else reader)
     assert report.checked == {
         "contracts": 1,
         "terms": 11,
