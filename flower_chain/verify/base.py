@@ -144,6 +144,8 @@ class Verifier(ABC):
         self._report.count("grants")
         if self._reader is None or grant.revoked or self._reader.address != grant.reader:
             return
+        if self._is_gone(files[0].round, grant.cid):
+            return
         faults = [self._fault(file, grant.wrap) for file in files]
         if all(faults):
             raise Unverified(f"{where}: {faults[0]}") from faults[0]
