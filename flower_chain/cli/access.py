@@ -17,6 +17,7 @@ from flower_chain.keys import reader_of
 from flower_chain.ledger import EmbeddedLedger
 from flower_chain.ledger.access import Access, AccessList
 from flower_chain.run import AnyRun, SealedFile
+from flower_chain.store.cid import cid_to_bytes
 
 GranterKey = Annotated[
     Path,
@@ -114,7 +115,7 @@ def _wraps(
         raise ConfigError(f"{name} needs no grant: all of the run is sealed for it")
     granted = _granted(access, granter, name)
     wraps = {}
-    for file in files:
+    for file in _kept(run, files):
         if file.cid in granted or not access.has(granter.address, file.cid):
             continue
         try:
@@ -128,6 +129,18 @@ def _wraps(
             f"that it has not granted to {name}"
         )
     return wraps
+
+
+def _kept(run: AnyRun, files: Sequence[SealedFile]) -> list[SealedFile]:
+    """Those that must be stored, or are anyway: a node would look for the others for long."""
+    first = run.kept_from()
+    held = set(map(cid_to_bytes, run.store.stored())) if first else set()
+    kept = [file for file in files if file.round >= first or file.cid in held]
+    if gone := len(files) - len(kept):
+        console.print(
+            f"Passed over {gone} files of rounds before {first}, which the plan does not keep."
+        )
+    return kept
 
 
 def _granted(access: Access, granter: LocalAccount, reader: str) -> list[bytes]:

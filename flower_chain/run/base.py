@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
@@ -352,14 +352,18 @@ class Run(ABC):
                 if each.cid not in there:
                     self._copy(each, other)
                 yield each
-            self.pointers = replace(self.pointers, store=where)
-            self.pointers.write(self.path / FILE)
+            self._point(store=where)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the run from going on in another process meanwhile, or ConfigError if it does."""
         with _locked(self.path):
             yield
+
+    def _point(self, **changed: Any) -> None:
+        """Note in ``run.json`` that something is elsewhere now, and leave what others noted."""
+        self.pointers = replace(Pointers.read(self.path / FILE), **changed)
+        self.pointers.write(self.path / FILE)
 
     def _copy(self, content: Content, other: Store) -> None:
         try:
@@ -416,8 +420,7 @@ class Run(ABC):
     def open_access_list(self, account: LocalAccount) -> AccessList:
         """Create the contract of the grants, paid by `account`, and note where it is."""
         made = AccessList.deploy(self.contract.ledger, account, self.contract.address)
-        self.pointers = replace(self.pointers, access=made.contract.address)
-        self.pointers.write(self.path / FILE)
+        self._point(access=made.contract.address)
         return made
 
     def access(self) -> Access:

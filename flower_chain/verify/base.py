@@ -144,9 +144,10 @@ class Verifier(ABC):
         self._report.count("grants")
         if self._reader is None or grant.revoked or self._reader.address != grant.reader:
             return
-        if self._is_gone(files[0].round, grant.cid):
+        kept = [file for file in files if self._is_kept(file.round, file.cid)]
+        if not kept:
             return
-        faults = [self._fault(file, grant.wrap) for file in files]
+        faults = [self._fault(file, grant.wrap) for file in kept]
         if all(faults):
             raise Unverified(f"{where}: {faults[0]}") from faults[0]
         self._report.count("opened grants")
@@ -186,11 +187,14 @@ class Verifier(ABC):
         return arrays
 
     def _is_gone(self, number: int, cid: bytes) -> bool:
-        """Whether something is of a round that the plan does not keep, and was removed."""
-        if number >= self._kept_from or cid in self._held:
-            return False
-        self._gone += 1
-        return True
+        """Note if something is of a round that the plan does not keep, and was removed."""
+        is_gone = not self._is_kept(number, cid)
+        self._gone += is_gone
+        return is_gone
+
+    def _is_kept(self, number: int, cid: bytes) -> bool:
+        """Whether something must be there, or is there anyway."""
+        return number >= self._kept_from or cid in self._held
 
     @cached_property
     def _held(self) -> set[bytes]:

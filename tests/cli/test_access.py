@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from commands import assert_refused
 from eth_account import Account
+from experiment import Task
 from federation import OWNER, Federation, give
 from golden_seal import PEM, RSA_READER
 from play import OWNER as RELAY
@@ -187,6 +188,17 @@ def test_a_file_that_is_not_stored_is_passed_over(call, folder):
     assert "access to 5 sealed files" in done.output
 
 
+def test_files_that_the_plan_lets_go_are_passed_over_in_one_line(call, tmp_path):
+    Federation(tmp_path, devices=2).run(rounds=3, keep_rounds=1)
+    key_files(tmp_path)
+    done = grant(call, tmp_path)
+    assert "access to 2 sealed files" in done.output, done.output
+    word = "Passed over 4 files of rounds before 2, which the plan does not keep."
+    assert done.output.count("Passed over") == done.output.count(word) == 1
+    assert verified(call, tmp_path, "alice")["checked"]["opened grants"] == 2
+    assert_refused(grant(call, tmp_path, BOBS, "--round", 0), "ConfigError", "nothing to grant")
+
+
 def test_a_device_that_is_no_address_is_told(call, folder):
     assert_refused(grant(call, folder, ALICES, "--of", "me"), "ConfigError", "'me'")
 
@@ -266,7 +278,21 @@ def test_show_lists_also_what_counts_for_nothing(call, folder):
     assert "void" in call("show", folder / "run").output
 
 
-# --- on a node, and under blockflow --------------------------------------------------------------
+# --- beside what else changes --------------------------------------------------------------------
+
+
+def test_a_run_that_is_being_moved_keeps_its_first_grant(call, folder, tmp_path):
+    with closing(open_run(folder / "run")) as run:
+        moving = run.move(str(tmp_path / "elsewhere"))
+        next(moving)
+        assert grant(call, folder).exit_code == 0
+        list(moving)
+    assert verified(call, folder, "alice")["checked"]["opened grants"] == 6
+    shutil.rmtree(folder / "run" / "store")
+    assert call("verify", folder / "run").exit_code == 0
+
+
+# --- on a node, and under the other schemes -------------------------------------------------------
 
 
 def test_on_a_node_each_pays_for_itself(call, tmp_path, anvil):
@@ -301,3 +327,44 @@ def test_an_agent_of_blockflow_grants_what_the_owner_can_not_open(call, tmp_path
     told = verified(call, tmp_path, name)
     assert (told["checked"]["opened models"], told["checked"]["aggregates"]) == (4, 1)
     assert {each["granter"] for each in grants(call, tmp_path)} == {play.accounts[2].address}
+
+
+def task(folder: Path, **settings: object) -> Task:
+    """Two rounds of a data trust with three workers."""
+    task = Task(folder, 3)
+    task.run(rounds=2, reward=8.0, places=2, **settings)
+    key_files(folder)
+    return task
+
+
+def test_a_worker_of_a_data_trust_grants_what_the_requester_can_not_open(call, tmp_path):
+    worker = task(tmp_path).devices[1]
+    by_worker = "--key", tmp_path / "keys" / f"{worker.number}.key"
+    paid_by_requester = "--payer", tmp_path / "owner.key"
+    assert_refused(grant(call, tmp_path), "ConfigError", "nothing to grant", RELAY.address)
+    done = call("grant", tmp_path / "run", ALICES, *by_worker, *paid_by_requester)
+    assert "access to 6 sealed files" in done.output, done.output
+    assert {each["granter"] for each in grants(call, tmp_path)} == {worker.account.address}
+    told = verified(call, tmp_path, "alice")
+    assert told["verified"], told
+    assert (told["checked"]["opened models"], told["checked"]["aggregates"]) == (6, 2)
+    done = call("revoke", tmp_path / "run", ALICES, *by_worker, *paid_by_requester)
+    assert "to 6 sealed files" in done.output, done.output
+    assert verified(call, tmp_path, "alice")["error"] == "ConfigError"
+    assert [each["state"] for each in grants(call, tmp_path)] == ["revoked"] * 6
+
+
+def test_a_requester_that_aggregates_grants_what_the_workers_sealed_for_it(call, tmp_path):
+    task(tmp_path, aggregation="server")
+    by_itself = verified(call, tmp_path, "owner.key")
+    assert (by_itself["checked"]["opened models"], by_itself["checked"]["aggregates"]) == (6, 2)
+    needless = grant(call, tmp_path, public_key(RELAY).hex())
+    assert_refused(needless, "ConfigError", f"{RELAY.address} needs no grant")
+    done = grant(call, tmp_path, RSAS, "--round", 1)
+    assert "access to 3 sealed files" in done.output, done.output
+    assert {each["granter"] for each in grants(call, tmp_path)} == {RELAY.address}
+    told = verified(call, tmp_path, "rsa")
+    assert told["verified"], told
+    assert (told["checked"]["opened models"], told["checked"]["aggregates"]) == (3, 1)
+    assert "access" in revoke(call, tmp_path, RSAS).output
+    assert verified(call, tmp_path, "rsa")["error"] == "ConfigError"

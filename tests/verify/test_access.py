@@ -181,6 +181,25 @@ def test_another_code_of_the_list_is_found(tmp_path, anvil):
         check(tmp_path / "run")
 
 
+def test_a_granted_file_that_the_plan_lets_go_spoils_nothing(tmp_path):
+    federation = Federation(tmp_path, devices=2)
+    federation.run(rounds=1, keep_rounds=1)
+    grant(tmp_path / "run")
+    federation.run(rounds=3, keep_rounds=1)
+    report = check(tmp_path / "run", ALICE)
+    assert report.checked["grants"] == 2
+    assert "opened grants" not in report.checked
+    assert any("rounds before 2: no longer there" in word for word in report.unchecked)
+
+
+def test_a_granted_file_that_the_plan_keeps_must_be_there(run):
+    grant(run)
+    with closing(open_run(run)) as opened:
+        opened.store.remove(cid_from_bytes(opened.sealed_files()[0].cid))
+    with pytest.raises(Unverified, match=r"grant of .* nothing is stored"):
+        check(run, ALICE)
+
+
 def test_a_run_that_knows_of_no_list_is_checked_without(run):
     pointers = json.loads((run / "run.json").read_text())
     del pointers["access"]
