@@ -38,6 +38,7 @@ class Optimizer(StrEnum):
 
 
 DEFAULT = (Model.MLP, Optimizer.ADAM)
+STEPS = {Optimizer.ADAM: 1e-3, Optimizer.SGD: 0.1}
 
 
 def check_data(folder: Path) -> None:
@@ -110,13 +111,11 @@ def train(
     rng: np.random.Generator,
     epochs: int,
     after_epoch: Callable[[], None] = lambda: None,
+    rate: float | None = None,
 ) -> None:
-    """So many epochs of minibatches."""
-    step: torch.optim.Optimizer
-    if optimizer is Optimizer.ADAM:
-        step = torch.optim.Adam(net.parameters(), lr=1e-3, foreach=True)
-    else:
-        step = torch.optim.SGD(net.parameters(), lr=0.1, foreach=True)
+    """So many epochs of minibatches, with the usual step size unless `rate` is given."""
+    kind = torch.optim.Adam if optimizer is Optimizer.ADAM else torch.optim.SGD
+    step = kind(net.parameters(), lr=rate or STEPS[optimizer], foreach=True)
     x, y = map(torch.from_numpy, samples)
     for _ in range(epochs):
         for batch in torch.split(torch.from_numpy(rng.permutation(len(y))), BATCH):
