@@ -67,21 +67,21 @@ class _Images(nn.Module):
         return (x.view(-1, 1, 28, 28) - 0.5) / 0.5
 
 
-def build(model: Model, seed: int) -> nn.Sequential:
-    """A model with weights drawn from `seed`."""
+def build(model: Model, seed: int, channels: int = 8) -> nn.Sequential:
+    """A model with weights drawn from `seed`; a CNN's first layer has so many channels."""
     torch.manual_seed(seed)
     if model is Model.MLP:
         return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, CLASSES))
     return nn.Sequential(
         _Images(),
-        nn.Conv2d(1, 8, 5),
+        nn.Conv2d(1, channels, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 5),
+        nn.Conv2d(channels, 2 * channels, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(256, 64),
+        nn.Linear(32 * channels, 64),
         nn.ReLU(),
         nn.Linear(64, CLASSES),
     )

@@ -34,6 +34,7 @@ EPOCHS = 3
 
 RATE = 2e-3
 SEED = 0
+CHANNELS = 16
 CHUNKS = 20
 
 Draw = Callable[[int, Arrays], None]
@@ -76,7 +77,7 @@ class Exam:
 
     def __init__(self, folder: Path) -> None:
         self._x, self._y = read_mnist(folder, "t10k")
-        self._net = build(Model.CNN, SEED)
+        self._net = fresh()
         self._found: dict[bytes, Figures] = {}
 
     def measure(self, arrays: Arrays) -> Figures:
@@ -87,6 +88,11 @@ class Exam:
             parts = [predict(self._net, some) for some in np.array_split(self._x, CHUNKS)]
             self._found[name] = Figures.of(np.concatenate(parts).argmax(axis=1), self._y)
         return self._found[name]
+
+
+def fresh() -> torch.nn.Sequential:
+    """The first model."""
+    return build(Model.CNN, SEED, CHANNELS)
 
 
 @cache
@@ -130,7 +136,7 @@ def client_app(draw: Draw = lambda _number, _arrays: None) -> flower_chain.Clien
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        net, samples = build(Model.CNN, SEED), part_of(context)
+        net, samples = fresh(), part_of(context)
         set_arrays(net, _arrays(message))
         turn = cast(int, message.content.config_records["config"]["server-round"])
         fit(net, samples, [SEED, turn, _number(context)], draw)
@@ -155,7 +161,7 @@ def start(
     config = context.run_config
     workers = len(str(config["labels"]).split())
     fedavg = FedAvg(min_train_nodes=workers, min_available_nodes=workers, fraction_evaluate=0.0)
-    initial = record_of(get_arrays(build(Model.CNN, SEED)))
+    initial = record_of(get_arrays(fresh()))
     strategy = flower_chain.wrap(fedavg, context)
     strategy.start(grid, initial, int(config["rounds"]), evaluate_fn=after_round)
 
