@@ -7,6 +7,7 @@ one process; the first rounds also through Flower, which must come to the same s
 """
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +25,7 @@ import workers
 from flwr.app import ArrayRecord, Context, RecordDict
 from in_process import InProcessGrid
 from js_ipfs import JsIpfs, NotInstalledError
-from mnist import DEFAULT_DATA, NDArray, check_data
+from mnist import BATCH, DEFAULT_DATA, NDArray, check_data
 from report import Claim, Table, claims_table, write_json
 from rich.console import Console
 from simulation import Config, simulate
@@ -361,7 +362,7 @@ def quality_table(found: Sequence[Trained]) -> Table:
     rows = [
         (
             t.setup.name,
-            f"{60_000 // t.setup.parts:,}",
+            f"1/{t.setup.parts}",
             str(t.setup.rounds),
             str(len(t.points)),
             *(f"{getattr(t.models[-1], name):.4f}" for name in METRICS),
@@ -369,7 +370,7 @@ def quality_table(found: Sequence[Trained]) -> Table:
         )
         for t in found
     ]
-    columns = ("", "images each", "rounds", "worker-epochs", *METRICS, "accuracy after one round")
+    columns = ("", "data each", "rounds", "worker-epochs", *METRICS, "accuracy after one round")
     return Table("Accuracy, precision, recall", columns, rows, QUALITY_NOTE)
 
 
@@ -558,10 +559,11 @@ digests of the models, are compared bit for bit."""
 LIMIT = 90
 """Worker-epochs, by the paper."""
 
-HEADING = f"""# Data trust: papers/4's experiments
+HEADING = """# Data trust: papers/4's experiments
 
-Made by `python benchmarks/data_trust.py`: MNIST in equal parts, a CNN with 46,730 parameters, Adam
-with step {RATE:g}, batches of 32, {EPOCHS} epochs a round. Models are sealed for all workers and
+Made by `python benchmarks/data_trust.py` on {cores} cores, which had a load of {load:.1f} when it
+began. MNIST in equal parts, a CNN with 46,730 parameters, Adam with step {rate:g}, batches of
+{batch}, {epochs} epochs a round. Models are sealed for all workers and
 stored on a real IPFS node (js-ipfs), by which workers fetch them; the contract is on the embedded
 ledger. As in the paper each worker scores on the whole test set. All have the same one, so a model
 is measured once in this process.
@@ -580,7 +582,7 @@ def main(
 ) -> None:
     """Repeat the experiments of papers/4."""
     check_data(data)
-    begin = time.monotonic()
+    begin, load = time.monotonic(), os.getloadavg()[0]
     honest = [Setup.honest(n_workers, epochs) for n_workers in (3, 5)]
     right = (Labels.TRUE,) * 3
     with ExitStack() as stack:
@@ -610,7 +612,8 @@ def main(
         console.print(table.rich())
     out.mkdir(parents=True, exist_ok=True)
     draw(found, out / "data-trust.png")
-    pages = [HEADING, "![accuracy, precision, recall](data-trust.png)\n"]
+    heading = HEADING.format(cores=os.cpu_count(), load=load, rate=RATE, batch=BATCH, epochs=EPOCHS)
+    pages = [heading, "![accuracy, precision, recall](data-trust.png)\n"]
     (out / "data-trust.md").write_text("\n".join(pages + [table.markdown() for table in tables]))
     if json is not None:
         write_json(json, make_rows([*found, faulty, without], flower), claims)

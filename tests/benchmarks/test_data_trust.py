@@ -32,7 +32,6 @@ def test_it_prints_tables_and_writes_rows_and_claims(idx, tmp_path):
     assert flower["rounds"] == 2
     claims = {claim["claim"]: claim for claim in written["claims"]}
     for claim in (
-        "accuracy, 5 workers",
         "deposits lost, right labels",
         "accuracy with wrong labels less without",
         "scores and models that differ through Flower",
