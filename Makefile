@@ -1,5 +1,5 @@
 # make demo   set up, run ten devices of which three are faulty, show and verify the result
-#             SCHEME=blockflow: the same devices audit each other
+#             SCHEME=blockflow, SCHEME=data-trust: the same devices judge each other
 # make test   set up, run every check and every test
 
 PYTHON ?= python3
@@ -7,10 +7,10 @@ BIN := .venv/bin
 RUN := runs/demo
 SCHEME ?= record-and-reward
 # what opens what is sealed: the owner judges, or any of those who audit each other
-ifeq ($(SCHEME),blockflow)
-    OPENED := --owner-key ../../$(RUN)/keys/device-0.key
-else
+ifeq ($(SCHEME),record-and-reward)
     OPENED := --owner-key ../../$(RUN)/owner.key --examiner digits.server_app:examiner
+else
+    OPENED := --owner-key ../../$(RUN)/keys/device-0.key
 endif
 # npm's wrapper of forge hides its exit status
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)

@@ -236,7 +236,7 @@ class PeersPlan(Plan):
         _within("quorum", self.quorum, 1, len(accounts))
         _within("rounds", self.rounds, 1, 2**32 - 1)
         _within("bond", self.bond, 0, MAX_BONDS // len(accounts))
-        _within("train-seconds", self.train_s, 1, MAX_SECONDS)
+        _within("train-seconds", self.train_s, 1, MAX_SECONDS // 2)
         _within("stage-seconds", self.stage_s, 1, MAX_SECONDS // 2)
 
     @property
@@ -298,6 +298,14 @@ class BlockFlowPlan(PeersPlan):
         _within("bond", self.bond, self.stake * self.rounds, MAX_BONDS)
         _within("stake", self.stake, 0, MAX_BONDS)
         _within("auditors", self.auditors, 0, MAX_AGENTS)
+
+    @property
+    def seconds(self) -> tuple[int, int, int, int, int, int]:
+        """As for all such schemes; but if auditors are drawn, retrieving takes as long as training
+        besides: who does not know all lots tells its secret only when nobody can train any more.
+        """
+        enrol, train, retrieve, commit, reveal, score = super().seconds
+        return enrol, train, retrieve + (train if self.auditors else 0), commit, reveal, score
 
     @property
     def metrics(self) -> tuple[str, ...]:

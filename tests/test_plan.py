@@ -244,6 +244,11 @@ def test_the_plan_of_an_experiment_comes_back_from_its_text() -> None:
     assert plan.accounts == [address_of(key) for key in KEYS]
 
 
+def test_who_does_not_know_all_lots_can_wait_until_nobody_can_train_any_more() -> None:
+    assert an_experiment().seconds == (600, 3600, 600, 600, 1200, 600)
+    assert an_experiment(auditors=2).seconds == (600, 3600, 4200, 600, 1200, 600)
+
+
 def test_a_plan_of_another_scheme_is_refused() -> None:
     with pytest.raises(FormatError, match="a plan of record-and-reward: not a BlockFlowPlan"):
         BlockFlowPlan.from_json(PLAN.to_json())
@@ -266,6 +271,7 @@ def test_a_plan_of_another_scheme_is_refused() -> None:
         ("bond", 2**96, "bond = "),
         ("stake", -1, "stake = -1"),
         ("train_s", 0, "train-seconds = 0"),
+        ("train_s", 2**31, "train-seconds = "),
         ("stage_s", 2**32, "stage-seconds = "),
         ("auditors", 105, "auditors = 105: it must be from 0 to 104"),
         ("metric", 5, "metric = 5"),

@@ -141,8 +141,9 @@ contract DataTrust is Peers {
         for (uint256 i; i < batch.length; ++i) {
             SignedLeave calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, out);
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
-                fault = _checkSignature(item.agent, keccak256(abi.encode(LEAVE_TYPEHASH, round)), item.r, item.vs);
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
+                fault = _checkSignature(account, keccak256(abi.encode(LEAVE_TYPEHASH, round)), item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             out = out.add(item.agent);

@@ -76,7 +76,7 @@ abstract contract Peers is Treasury, EIP712, Multicall {
     /// @param cid Binary CIDv1 of the model, sealed to all agents.
     /// @param lot The hash (EIP-712) of Lot(uint32 round,uint8 agent,bytes32 secret); zero if auditors are not drawn.
     /// @param r With `vs`: its compact signature (EIP-2098) of Contribution(uint32 round,bytes32 digest,bytes cid,bytes32 lot).
-    ///        Of no account here and below if the agent itself sends the transaction.
+    ///        Of no account here and below if the agent itself sends the transaction, unless auditors are drawn.
     struct SignedContribution {
         uint8 agent;
         bytes32 digest;
@@ -227,6 +227,9 @@ abstract contract Peers is Treasury, EIP712, Multicall {
     /// @notice Agent `agent` committed to its scores.
     event Committed(uint8 agent, bytes32 commitment);
 
+    /// @notice The signature of what the next event says. Told if auditors are drawn.
+    event Signed(bytes32 r, bytes32 vs);
+
     /// @notice Agent `agent` gave these scores. Who calls `score` needs them.
     event Revealed(uint8 agent, bytes row, bytes32 salt);
 
@@ -326,10 +329,11 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             Fault fault = _standing(item.agent, now_.live, done);
             bool wellFormed = item.cid.length == CID_LENGTH && (item.lot == 0) == (_drawnAuditors() == 0);
             if (fault == Fault.None && !wellFormed) fault = Fault.Malformed;
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
                 bytes32 hash =
                     keccak256(abi.encode(CONTRIBUTION_TYPEHASH, round, item.digest, keccak256(item.cid), item.lot));
-                fault = _checkSignature(item.agent, hash, item.r, item.vs);
+                fault = _checkSignature(account, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
@@ -353,9 +357,10 @@ abstract contract Peers is Treasury, EIP712, Multicall {
             SignedRetrieval calldata item = batch[i];
             Fault fault = _standing(item.agent, all, done);
             if (fault == Fault.None && !_opensLot(item.agent, item.secret)) fault = Fault.WrongOpening;
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
                 bytes32 hash = keccak256(abi.encode(RETRIEVAL_TYPEHASH, round, item.retrieved, item.secret));
-                fault = _checkSignature(item.agent, hash, item.r, item.vs);
+                fault = _checkSignature(account, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
@@ -379,9 +384,10 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         for (uint256 i; i < batch.length; ++i) {
             SignedCommitment calldata item = batch[i];
             Fault fault = _standing(item.agent, now_.live, done);
-            if (fault == Fault.None && msg.sender != agents[item.agent].account) {
+            address account = agents[item.agent].account;
+            if (fault == Fault.None && _mustSign(account)) {
                 bytes32 hash = keccak256(abi.encode(COMMITMENT_TYPEHASH, round, item.commitment));
-                fault = _checkSignature(item.agent, hash, item.r, item.vs);
+                fault = _checkSignature(account, hash, item.r, item.vs);
             }
             if (_reject(item.agent, fault)) continue;
             done = done.add(item.agent);
@@ -454,13 +460,21 @@ abstract contract Peers is Treasury, EIP712, Multicall {
         return Fault.None;
     }
 
-    /// @dev Whether `agent` signed `structHash`.
-    function _checkSignature(uint8 agent, bytes32 structHash, bytes32 r, bytes32 vs) internal view returns (Fault) {
+    /// @dev Whether what `account` says must be signed: not if it sends that itself. If auditors are drawn it must also then:
+    ///      the others draw by what they know that it said.
+    function _mustSign(address account) internal view returns (bool) {
+        return msg.sender != account || _drawnAuditors() != 0;
+    }
+
+    /// @dev Whether `account` signed `structHash`, the last thing that may be wrong with an item. If auditors are drawn the
+    ///      signature is told, so that anybody can pass on what was said, also if another contract sent it here.
+    function _checkSignature(address account, bytes32 structHash, bytes32 r, bytes32 vs) internal returns (Fault) {
         // What is left out is the fault's detail.
         // slither-disable-next-line unused-return
         (address signer, ECDSA.RecoverError problem,) = ECDSA.tryRecover(_hashTypedDataV4(structHash), r, vs);
-        bool good = problem == ECDSA.RecoverError.NoError && signer == agents[agent].account;
-        return good ? Fault.None : Fault.BadSignature;
+        if (problem != ECDSA.RecoverError.NoError || signer != account) return Fault.BadSignature;
+        if (_drawnAuditors() != 0) emit Signed(r, vs);
+        return Fault.None;
     }
 
     /// @dev Notes what is wrong with an item, if anything is.

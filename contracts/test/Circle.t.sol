@@ -6,7 +6,7 @@ import {Circle} from "../src/Circle.sol";
 import {Peers} from "../src/Peers.sol";
 import {Scoring} from "../src/Scoring.sol";
 import {Experiment} from "./Experiment.sol";
-import {VM} from "./Vm.sol";
+import {VM, Vm} from "./Vm.sol";
 
 /// @notice BlockFlow with auditors that are drawn.
 contract CircleTest is Experiment {
@@ -112,6 +112,59 @@ contract CircleTest is Experiment {
         flow.submit(batch);
     }
 
+    /// @dev Or the others, who believe only what is signed, would draw by another seed.
+    function test_WhatAnAgentSendsItselfIsSignedToo() public {
+        _beginDrawn(N, Q);
+        Peers.SignedContribution[] memory contributions = _contributions(_set(0));
+        (contributions[0].r, contributions[0].vs) = (0, 0);
+        _expectRejected(0, Peers.Fault.BadSignature);
+        VM.prank(_account(0));
+        flow.submit(contributions);
+        _submitAll();
+        Peers.SignedRetrieval[] memory retrievals = _retrievals(_set(0), _all(N));
+        (retrievals[0].r, retrievals[0].vs) = (0, 0);
+        _expectRejected(0, Peers.Fault.BadSignature);
+        VM.prank(_account(0));
+        flow.retrieve(retrievals);
+        VM.assertEq(flow.seed(), 0);
+        _retrieveAll();
+        Peers.SignedCommitment[] memory commitments = _commitments(_set(0), _honestScores(N));
+        (commitments[0].r, commitments[0].vs) = (0, 0);
+        _expectRejected(0, Peers.Fault.BadSignature);
+        VM.prank(_account(0));
+        flow.commit(commitments);
+        VM.assertEq(_acted(), 0);
+    }
+
+    function test_SignaturesAreToldWhoeverSendsThem() public {
+        _beginDrawn(N, Q);
+        Peers.SignedContribution[] memory contributions = _contributions(_set(0) | _set(1));
+        _expectSigned(contributions[0].r, contributions[0].vs);
+        _expectSigned(contributions[1].r, contributions[1].vs);
+        bytes[] memory calls = new bytes[](1);
+        calls[0] = abi.encodeCall(flow.submit, (contributions));
+        flow.multicall(calls);
+        flow.submit(_contributions(_all(N) ^ _set(0) ^ _set(1)));
+        Peers.SignedRetrieval[] memory retrievals = _retrievals(_set(0), _all(N));
+        _expectSigned(retrievals[0].r, retrievals[0].vs);
+        VM.prank(_account(0));
+        flow.retrieve(retrievals);
+        _retrieveAll();
+        Peers.SignedCommitment[] memory commitments = _commitments(_set(0), _honestScores(N));
+        _expectSigned(commitments[0].r, commitments[0].vs);
+        flow.commit(commitments);
+    }
+
+    function test_WhereAllAuditAllSignaturesAreNotTold() public {
+        _begin(N);
+        VM.recordLogs();
+        _playRound(_honestScores(N));
+        Vm.Log[] memory logs = VM.getRecordedLogs();
+        for (uint256 i; i < logs.length; ++i) {
+            VM.assertTrue(logs[i].topics[0] != Peers.Signed.selector);
+        }
+    }
+
     function test_WhereAllAuditAllThereAreNoLots() public {
         _begin(N);
         Peers.SignedContribution[] memory batch = _contributions(_set(0));
@@ -145,9 +198,8 @@ contract CircleTest is Experiment {
 
     function test_ACopiedLotCannotBeOpened() public {
         _beginDrawn(N, Q);
-        Peers.SignedContribution[] memory batch = _contributions(_set(1));
-        batch[0].lot = _lot(0, _secret(0));
-        VM.prank(_account(1));
+        Peers.SignedContribution[] memory batch = new Peers.SignedContribution[](1);
+        batch[0] = _contribution(1, _lot(0, _secret(0)));
         flow.submit(batch);
         _submitAll();
         Peers.SignedRetrieval[] memory retrievals = new Peers.SignedRetrieval[](1);
@@ -337,6 +389,11 @@ contract CircleTest is Experiment {
         _deploy(n, terms, token);
         _fund(n);
         flow.join(_entries(n));
+    }
+
+    function _expectSigned(bytes32 r, bytes32 vs) internal {
+        VM.expectEmit(address(flow));
+        emit Peers.Signed(r, vs);
     }
 
     /// @dev An experiment in which all have committed to what they are asked for of these scores.

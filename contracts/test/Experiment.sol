@@ -154,9 +154,12 @@ abstract contract Experiment {
     }
 
     function _contribution(uint256 agent) internal view returns (Peers.SignedContribution memory) {
+        return _contribution(agent, auditors == 0 ? bytes32(0) : _lot(agent, _secret(agent)));
+    }
+
+    function _contribution(uint256 agent, bytes32 lot) internal view returns (Peers.SignedContribution memory) {
         bytes32 digest = _random("model", agent);
         bytes memory cid = abi.encodePacked(bytes4(0x01551220), _random("sealed", agent));
-        bytes32 lot = auditors == 0 ? bytes32(0) : _lot(agent, _secret(agent));
         bytes32 hash = keccak256(
             abi.encode(
                 keccak256("Contribution(uint32 round,bytes32 digest,bytes cid,bytes32 lot)"),

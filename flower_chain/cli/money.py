@@ -16,9 +16,10 @@ from flower_chain.cli.arguments import DryRun, LedgerUrl, RunFolder, account_of
 from flower_chain.cli.reporting import console, reporting
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract
+from flower_chain.ledger.blockflow import Stage
 from flower_chain.ledger.federation import BATCH, batches
 from flower_chain.records import TOKEN_UNITS
-from flower_chain.run import AnyRun, PeersRun, RecordAndRewardRun, open_run
+from flower_chain.run import AnyRun, DataTrustRun, PeersRun, RecordAndRewardRun, open_run
 from flower_chain.strategy.settings import read_accounts
 
 OwnerKey = Annotated[
@@ -147,20 +148,43 @@ def withdraw(
 def finish(
     run: RunFolder, owner_key: OwnerKey, ledger: LedgerUrl = None, dry_run: DryRun = False
 ) -> None:
-    """End a run: nobody can contribute any more, and the owner gets the rest of the pool."""
-    with _of_the_owner(run, owner_key, ledger, dry_run) as (opened, signer):
-        contract, pool = opened.federation.contract, opened.federation.pool
-        if contract.call("round")[0]:
-            raise ConfigError(
-                f"version {opened.federation.version} holds contributions that are not settled: "
-                "start the server for one round more"
-            )
+    """End a run: nobody can contribute any more, and the owner gets the rest of the pool.
+
+    A data trust's task ends by itself: then its requester gets what nobody earned of the reward.
+    """
+    with _signed(run, owner_key, ledger, dry_run) as (opened, signer):
+        if isinstance(opened, DataTrustRun):
+            rest, call = _unearned(opened)
+            what = f"Send the {in_full(rest)} tokens that nobody earned to the requester"
+        else:
+            rest, call = _rest_of_pool(_of_an_owner(opened, run)), ("finish",)
+            what = f"End the run, and send the {in_full(rest)} tokens of the pool to its owner"
+        owner = to_checksum_address(opened.contract.call("owner"))
         moves = [
-            Move("pool", contract.address, pool, -pool),
-            Move("owner", signer.address, _balance(opened, signer.address), pool),
+            Move("pool", opened.contract.address, rest, -rest),
+            Move("owner", owner, _balance(opened, owner), rest),
         ]
-        what = f"End the run, and send the {in_full(pool)} tokens of the pool to its owner"
-        _carry_out(Order(what, contract, [("finish",)], moves), opened, signer, dry_run)
+        _carry_out(Order(what, opened.contract, [call], moves), opened, signer, dry_run)
+
+
+def _rest_of_pool(run: RecordAndRewardRun) -> int:
+    """What is in the pool, if all is settled."""
+    if run.contract.call("round")[0]:
+        raise ConfigError(
+            f"version {run.federation.version} holds contributions that are not settled: "
+            "start the server for one round more"
+        )
+    return run.federation.pool
+
+
+def _unearned(run: DataTrustRun) -> tuple[int, tuple[Any, ...]]:
+    """What nobody earned of a reward, with what is credited already, and how it is sent."""
+    if (stage := run.experiment.progress.stage) is not Stage.FINISHED:
+        raise ConfigError(f"the task is at the stage {stage}: it ends by itself")
+    contract, owner = run.contract, to_checksum_address(run.contract.call("owner"))
+    rest = contract.call("pool") - contract.call("held") + contract.call("credits", owner)
+    calls = [contract.encode("sweep"), contract.encode("withdraw", owner)]
+    return rest, ("multicall", calls)
 
 
 def in_full(units: int) -> str:
@@ -187,12 +211,17 @@ def _of_the_owner(
 ) -> Iterator[tuple[RecordAndRewardRun, LocalAccount]]:
     """The same, of a scheme whose owner enrols the devices and pays them."""
     with _signed(path, key_file, ledger, dry_run) as (run, signer):
-        if isinstance(run, PeersRun):
-            raise ConfigError(
-                f"{path} is a run of {run.scheme}: who takes part in it, and what they share, is "
-                "agreed before it begins, and it ends by itself"
-            )
-        yield run, signer
+        yield _of_an_owner(run, path), signer
+
+
+def _of_an_owner(run: AnyRun, path: Path) -> RecordAndRewardRun:
+    """A run whose owner enrols the devices and pays them, or ConfigError."""
+    if isinstance(run, PeersRun):
+        raise ConfigError(
+            f"{path} is a run of {run.scheme}: who takes part in it, and what they share, is "
+            "agreed before it begins, and it ends by itself"
+        )
+    return run
 
 
 def _carry_out(order: Order, run: AnyRun, signer: LocalAccount, dry_run: bool) -> None:

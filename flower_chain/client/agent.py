@@ -1,5 +1,6 @@
 """A device as an agent that audits others: Flower's messages, answered by an Auditor."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from logging import WARNING
@@ -218,12 +219,20 @@ class Agent:
     def _reveal(self, content: RecordDict) -> RecordDict:
         """The scores; and that the device leaves, if its operator wants that after this round."""
         scores = self._auditor.reveal(self._round, audit_messages.read_said(content, Commitment))
-        leave = Leave(self._auditor.number, self._round)
-        if self._context.node_config.get(LEAVE_AFTER) != self._round + 1:
+        if not self._leaves():
             return _said(scores)
+        leave = Leave(self._auditor.number, self._round)
         signature = sign(leave.encode(self._request.domain), self._account)
         said = audit_messages.write_said([(scores, b""), (leave, signature)])
         return RecordDict({audit_messages.SAID: said})
+
+    def _leaves(self) -> bool:
+        after = self._context.node_config.get(LEAVE_AFTER, math.inf)
+        if not isinstance(after, int | float):
+            raise ConfigError(
+                f"{LEAVE_AFTER} = {after!r} in the SuperNode's --node-config: it must be a number"
+            )
+        return after <= self._round + 1
 
     def _judge(self, key: str, model: Arrays) -> float:
         """The score of an agent's model; one that ``evaluate()`` fails on is worth nothing."""

@@ -252,15 +252,14 @@ class Auditor:
     def _opened(self, number: int, model: TrainedModel, signature: bytes, sealed: bytes) -> bytes:
         if model.round != number or not self._peers.is_signed(model, signature):
             raise FormatError(f"not signed by agent {model.agent} for round {number}")
-        if self._peers.auditors:
-            self._keep_lot(model)
+        self._keep_lot(model)
         packed = self._peers.open(model, sealed, self._account)
         if model.agent in self._held(number) and packed != self._packed(number, model.agent):
             raise FormatError(f"agent {model.agent} has signed another model before")
         return packed
 
     def _keep_lot(self, model: TrainedModel) -> None:
-        """Note by what an agent's secret is known, whether its model can be used or not."""
+        """Note that an agent submitted, and its lot, whether its model can be used or not."""
         lot = self._lot(model.round, model.agent)
         if lot is None:
             self._write(model.round, f"lot-{model.agent}", model.lot)
@@ -326,7 +325,9 @@ class Auditor:
 
     def _passed(self, number: int, said: Mapping[int, Retrieval]) -> list[int]:
         """The agents that pass the retrieval rule."""
-        agents = sorted({*said, *self._held(number)})  # who submitted a model, as far as is known
+        everybody = range(len(self._peers.keys))
+        submitted = {agent for agent in everybody if self._lot(number, agent) is not None}
+        agents = sorted({*said, *self._held(number), *submitted})
         places = {agent: place for place, agent in enumerate(agents)}
         sets = [
             [places[k] for k in said[agent].retrieved if k in places] if agent in said else None

@@ -181,6 +181,8 @@ class Round:
         that the contract tells, shared as :func:`flower_chain.rules.blockflow.refunds` does.
     sent : dict
         What agents signed, and the transaction that each came in.
+    signatures : list of bytes
+        Of each of these, in order, if auditors are drawn: else the contract tells none.
     """
 
     number: int
@@ -195,6 +197,7 @@ class Round:
     rejections: list[Rejection] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     sent: dict[TrainedModel | Retrieval | Commitment | Leave, Receipt] = field(default_factory=dict)
+    signatures: list[bytes] = field(default_factory=list)
 
     @property
     def left(self) -> tuple[int, ...]:
@@ -463,6 +466,8 @@ class Experiment:
                 commitment = Commitment(agent, number, bytes(args["commitment"]))
                 current.commitments[agent] = commitment
                 current.sent[commitment] = event.receipt
+            case "Signed":
+                current.signatures.append(bytes(args["r"]) + bytes(args["vs"]))
             case "Revealed":
                 scores = Scores.unpack(agent, number, bytes(args["row"]), bytes(args["salt"]))
                 current.openings[agent] = scores
@@ -474,8 +479,13 @@ class Experiment:
                     current.openings[one] = Scores.unpack(one, number, row, salt)
 
     def signed(self, number: int) -> list[SignedBy[Any]]:
-        """What agents said in a round, with their signatures, as far as others relayed it."""
+        """What agents said in a round, with their signatures.
+
+        If auditors are drawn this is all that they said; else what was relayed, not by a contract.
+        """
         found = self.history().rounds[number]
+        if self._auditors:
+            return list(zip(found.sent, found.signatures, strict=True))
         said = [pair for name in found.receipts for pair in self.signed_in(name, number) or ()]
         return [(record, signature) for record, signature in said if record in found.sent]
 

@@ -18,6 +18,10 @@ from flower_chain.records import NOBODY, Domain, Hello
 from flower_chain.strategy.admission import last_line
 
 Item = TypeVar("Item")
+
+ATTEMPTS = 3
+"""How often nodes are asked who they are, if anybody may come: a busy machine starts slowly."""
+
 Hear = Callable[[Grid, Sequence[int], Domain, float], Mapping[int, Hello | Finding]]
 """From nodes to how each introduces itself in time, in seconds, or what is wrong with that."""
 
@@ -45,18 +49,26 @@ class Agents:
         self._domain = Domain(0, NOBODY)
         self.accounts: list[str] = []
 
-    def gather(self, chain_id: int, wanted: set[str], least: int) -> set[str]:
-        """Who is there, once `least` nodes and all that are `wanted` are."""
+    def gather(self, chain_id: int, wanted: set[str], enough: int) -> set[str]:
+        """Who is there, once `enough` nodes and all that are `wanted` are.
+
+        If nobody in particular is wanted, those that do not answer are asked some times more, and
+        then not waited for.
+        """
         self._domain = Domain(chain_id, NOBODY)
+        asked = 0
         while True:
             nodes = list(self._grid.get_node_ids())
-            if len(nodes) >= least:
+            if len(nodes) >= enough:
+                asked += 1
                 self._meet(nodes, self._patience)
-                if not (absent := wanted - set(self._nodes)):
+                absent = ", ".join(sorted(wanted - set(self._nodes)))
+                few = not wanted and len(self._nodes) < enough and asked < ATTEMPTS
+                if not absent and not few:
                     return set(self._nodes)
-                log(INFO, "Waiting for %s", ", ".join(sorted(absent)))
+                log(INFO, "Waiting for %s", absent or f"{enough} agents to introduce themselves")
             else:
-                log(INFO, "Waiting for nodes to connect: %d of %d", len(nodes), least)
+                log(INFO, "Waiting for nodes to connect: %d of %d", len(nodes), enough)
             time.sleep(1)
 
     def enlist(self, chain_id: int, accounts: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from flower_chain.records import TOKEN_UNITS, Leave, SignedBy, TrainedModel
 from flower_chain.rules.blockflow import ONE
 from flower_chain.run import DataTrustRun
 from flower_chain.store.cid import cid_from_bytes
-from flower_chain.strategy.base import SUPERLINK, as_model, record_of
+from flower_chain.strategy.base import SUPERLINK, as_model, keep_common_metrics, record_of
 from flower_chain.strategy.peers import PeersStrategy, Said, require_mean
 from flower_chain.strategy.settings import DataTrustSettings
 from flower_chain.updates import Arrays, check_finite, unpack, weighted_mean
@@ -167,4 +167,5 @@ class DataTrust(PeersStrategy):
             metrics = MetricRecord({**told.get(worker, {}), self._weight_key: 1.0})
             content = RecordDict({self._arrays_key: record_of(arrays), "metrics": metrics})
             replies.append(Message(content, SUPERLINK, MessageType.TRAIN))
+        keep_common_metrics([reply.content.metric_records["metrics"] for reply in replies])
         return replies

@@ -207,10 +207,11 @@ class PeersStrategy(LedgerStrategy):
 
     def _gather(self, chain_id: int) -> list[bytes]:
         """The public keys of who wants to take part, once there are enough nodes."""
-        least = int(of_innermost(self.strategy, "min_available_nodes", 2))
-        enough = max(least, int(of_innermost(self.strategy, "min_train_nodes", 2)), 1)
-        wanted = set(self._allowlist or ())
-        found = self._agents.gather(chain_id, wanted, least) - {self._owner.address}
+        needs = [
+            of_innermost(self.strategy, f"min_{kind}_nodes", 2) for kind in ("available", "train")
+        ]
+        enough, wanted = max(*map(int, needs), 1), set(self._allowlist or ())
+        found = self._agents.gather(chain_id, wanted, enough) - {self._owner.address}
         if len(agents := wanted or found) < enough:
             raise ConfigError(
                 f"{len(agents)} agents want to take part, but the strategy needs {enough}"
@@ -572,9 +573,11 @@ class PeersStrategy(LedgerStrategy):
     def _catch_up(self, said: Said, known: Mapping[int, object]) -> None:
         """Take what was said from the ledger, unless all that are left are known, and no others.
 
-        Anyone may relay what an agent says, and what was sent here may have been too late.
+        Anyone may relay what an agent says, and what was sent here may have been too late. Auditors
+        are drawn by all secrets, also by those of agents that are out.
         """
-        if set(known) != set(self._run.experiment.progress.live):
+        drawn = self._run.peers.auditors > 0
+        if drawn or set(known) != set(self._run.experiment.progress.live):
             held = self._recall(self._number)
             said.models, said.retrievals = held.models, held.retrievals
             said.commitments = held.commitments

@@ -121,7 +121,7 @@ class Verifier(ABC):
             kept = self._run.plan.keep_rounds
             self._report.unchecked.append(
                 f"{self._gone} models and sealed files of rounds before {self._kept_from}: no "
-                f"longer there, as the plan keeps those of the last {kept} rounds (keep-rounds)"
+                f"longer there, by the plan's keep-rounds = {kept}"
             )
 
     # -- money ------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from eth_utils.address import to_checksum_address
 
 from flower_chain.errors import FormatError, SealError, StoreError, Unverified
 from flower_chain.keys import address_of
+from flower_chain.ledger.base import Receipt
 from flower_chain.ledger.blockflow import History, Round, Stage
-from flower_chain.records import Commitment, Retrieval, TrainedModel, lot_of
+from flower_chain.records import Commitment, Leave, Retrieval, TrainedModel, lot_of
 from flower_chain.rules.blockflow import refunds, retrieval_survivors, seed_of
 from flower_chain.run import PeersRun
 from flower_chain.store.cid import cid_from_bytes
@@ -216,6 +217,9 @@ class PeersVerifier(Verifier):
         """Whether agents said what the contract says that they did, as the transactions tell."""
         number = record.number
         self._unsigned = set()
+        if self._peers.auditors:
+            self._check_told_signatures(record)
+            return
         calls = {receipt.transaction for receipt in record.sent.values()}
         signed_in = {call: self._run.experiment.signed_in(call, number) for call in calls}
         for said, receipt in record.sent.items():
@@ -231,10 +235,23 @@ class PeersVerifier(Verifier):
                 self._report.count("own transactions")
                 self._leave_out(said)
             else:
-                raise Unverified(
-                    f"round {number}, {type(said).__name__} of {self._name(said.agent)}: not "
-                    f"signed in the transaction {receipt.transaction}"
-                )
+                raise self._not_signed(said, receipt)
+
+    def _check_told_signatures(self, record: Round) -> None:
+        """The same if auditors are drawn: the contract demands all signatures, and tells them."""
+        told = zip(record.sent.items(), record.signatures, strict=True)
+        for (said, receipt), signature in told:
+            if not self._peers.is_signed(said, signature):
+                raise self._not_signed(said, receipt)
+            self._report.count("signatures")
+
+    def _not_signed(
+        self, said: TrainedModel | Retrieval | Commitment | Leave, by: Receipt
+    ) -> Unverified:
+        return Unverified(
+            f"round {said.round}, {type(said).__name__} of {self._name(said.agent)}: not signed "
+            f"in the transaction {by.transaction}"
+        )
 
     def _leave_out(self, said: object) -> None:
         """Note that other agents could not check what one said: it counts for nothing to them."""

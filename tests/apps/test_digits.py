@@ -104,8 +104,8 @@ def test_an_outsider_is_told_what_was_not_checked(demo):
         ('chain.ledger="http://127.0.0.1:1"', "NodeError: no node answers at http://127.0.0.1:1"),
         (
             'chain.store="http://127.0.0.1:1"',
-            "NoConnection: no IPFS node answers at http://127.0.0.1:1 (Connection refused): start "
-            "one there, with `ipfs daemon`",
+            "NoConnection: no IPFS node answers at http://127.0.0.1:1 ([Errno 111] Connection "
+            "refused): start one there, with `ipfs daemon`",
         ),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_wrong_setting_ends_the_run_with_one_line(tmp_path, setting, line):
 def test_a_run_goes_over_ipfs(tmp_path, ipfs_nodes):
     near, far = ipfs_nodes
     config = f'chain.run="{tmp_path}/run" chain.store="{near.url}" chain.keep-rounds=1'
-    done = simulate(tmp_path, f"{config} num-server-rounds=2")
+    done = simulate(tmp_path, f"{config} chain.timeout=300 num-server-rounds=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "run/store").exists()
 

@@ -332,6 +332,17 @@ def test_a_model_without_its_lot_is_passed_over(start, agents):
     assert experiment.submit(models(experiment, agents)[:1]) == [Rejection(0, Fault.MALFORMED)]
 
 
+def test_the_ledger_holds_all_signatures_whoever_sent_them(start, agents, owner):
+    experiment = start(DRAWN)
+    given = drawn_models(experiment, agents)
+    items = [(m.agent, m.digest, m.cid, m.lot, s[:32], s[32:]) for m, s in given]
+    call = experiment.contract.encode("submit", items)
+    experiment.contract.transact(owner, "multicall", [call])
+    told = drawn_retrievals(experiment, agents)
+    experiment.retrieve(told)
+    assert experiment.signed(0) == [*given, *told]
+
+
 def test_a_secret_that_was_not_chosen_before_is_passed_over(start, agents):
     experiment = start(DRAWN)
     experiment.submit(drawn_models(experiment, agents))

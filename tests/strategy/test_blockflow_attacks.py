@@ -58,7 +58,7 @@ from flower_chain.audit_messages import AGGREGATE, COMMIT, JOIN, RETRIEVE, REVEA
 from flower_chain.client.account import device_account
 from flower_chain.errors import RunEnded
 from flower_chain.ledger import EmbeddedLedger
-from flower_chain.ledger.blockflow import Fault, Rejection, Stage
+from flower_chain.ledger.blockflow import Fault, Rejection, Round, Stage
 from flower_chain.messages import HELLO
 from flower_chain.plan import BlockFlowPlan
 from flower_chain.records import (
@@ -655,16 +655,21 @@ def test_a_model_that_is_falsified_for_one_agent_is_not_trained_by_it(
 # --- who acts by a transaction, and signs nothing ------------------------------------------------
 
 
+def with_a_loner(path: Path) -> tuple[Experiment, Any]:
+    """Five agents, and the account of the last, which has what gas costs."""
+    experiment = Experiment(path, 5, Relay())
+    (path / "run").mkdir()
+    loner = experiment.accounts[4]
+    with EmbeddedLedger(path / "run" / "ledger.journal", [OWNER.address, loner.address]):
+        return experiment, loner
+
+
 @pytest.mark.parametrize("stage", [RETRIEVE, COMMIT])
 def test_who_acts_without_a_signature_counts_for_nothing_and_stops_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     skip_waiting(monkeypatch)
-    experiment = Experiment(tmp_path, 5, Relay())
-    (tmp_path / "run").mkdir()
-    loner = experiment.accounts[4]
-    with EmbeddedLedger(tmp_path / "run" / "ledger.journal", [OWNER.address, loner.address]):
-        pass  # it has what gas costs
+    experiment, loner = with_a_loner(tmp_path)
     strategy = experiment.strategy(train_seconds=600, stage_seconds=60, stake=1.0)
 
     def alone(_node: Node, _question: Message, reply: Message) -> None:
@@ -689,3 +694,83 @@ def test_who_acts_without_a_signature_counts_for_nothing_and_stops_nobody(
         *_, report = verify(run, experiment.accounts[0], None)
     assert report.checked["aggregates"] == 2
     assert report.checked["own transactions"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "signs", "fails"),
+    [
+        (TRAIN, False, Stage.TRAIN),
+        (RETRIEVE, False, Stage.RETRIEVE),
+        (COMMIT, False, Stage.COMMIT),
+        (TRAIN, True, Stage.RETRIEVE),  # nobody was sent its model
+        (RETRIEVE, True, Stage.RETRIEVE),  # it reports nothing
+        (COMMIT, True, None),
+    ],
+)
+def test_who_acts_by_a_transaction_has_all_draw_by_the_seed_of_the_contract(
+    tmp_path: Path, stage: str, signs: bool, fails: Stage | None
+) -> None:
+    """Packed into a call of several, so that its data don't tell what it is."""
+    experiment, loner = with_a_loner(tmp_path)
+    strategy = experiment.strategy(train_seconds=60, stage_seconds=30, auditors=2)
+
+    def alone(node: Node, question: Message, reply: Message) -> None:
+        said, _ = audit_messages.read_one(reply.content, KINDS[stage])
+        if stage == RETRIEVE:
+            said = replace(said, retrieved=())
+        with_said(node, question, reply, said)
+        said, signature = audit_messages.read_one(reply.content, KINDS[stage])
+        contract = strategy._run.contract
+        call = contract.encode(CALLS[stage], [item_of(said, signature if signs else bytes(64))])
+        contract.transact(loner, "multicall", [call])
+
+    meddle(experiment, 4, stage, alone)
+    result = strategy.start(experiment.grid, record(experiment.initial), num_rounds=2)
+    first, second = Outcome(tmp_path / "run", result).history.rounds
+    assert first.eliminated == ({} if fails is None else {4: fails})
+    assert second.eliminated == {}
+    assert_all_scored_what_they_were_drawn_for(experiment, first)
+    assert_all_scored_what_they_were_drawn_for(experiment, second)
+    with closing(BlockFlowRun.open(tmp_path / "run")) as run:
+        *_, report = verify(run, experiment.accounts[0], None)
+    assert (report.checked["draws"], report.checked["aggregates"]) == (2, 2)
+    assert "own transactions" not in report.checked
+
+
+CALLS = {TRAIN: "submit", RETRIEVE: "retrieve", COMMIT: "commit"}
+
+
+def item_of(said: Any, signature: bytes) -> tuple[Any, ...]:
+    """What the contract is sent for what an agent says."""
+    halves = signature[:32], signature[32:]
+    match said:
+        case TrainedModel():
+            return said.agent, said.digest, said.cid, said.lot, *halves
+        case Retrieval():
+            return said.agent, to_bits(said.retrieved), said.secret, *halves
+        case _:
+            return said.agent, said.digest, *halves
+
+
+def assert_all_scored_what_they_were_drawn_for(experiment: Experiment, found: Round) -> None:
+    """Nobody is worth less for scores that the contract takes for those of other models."""
+    for agent in found.left:
+        audited = [experiment.devices[k].trained[found.number][1] for k in found.audits[agent]]
+        measured = tuple(accuracy(experiment, agent, model) for model in audited)
+        assert found.openings[agent].row == measured
+        assert found.overall[agent] > 0
+
+
+@pytest.mark.parametrize("auditors", [0, 2])
+def test_a_model_that_nobody_can_use_counts_among_those_that_were_submitted(tmp_path, auditors):
+    """Also if its agent says nothing more: a friend may retrieve just enough with it."""
+    experiment = Experiment(tmp_path, 5, Relay())
+    contribute(noise)(experiment, [3])
+    meddle(experiment, 3, RETRIEVE, silent)
+    just = saying(RETRIEVE, lambda said, _: replace(said, retrieved=(0, 3, 4)))
+    meddle(experiment, 4, RETRIEVE, just)
+    outcome = experiment.run(train_seconds=60, auditors=auditors)
+    assert outcome.round.eliminated == {3: Stage.RETRIEVE}
+    assert outcome.round.left == (0, 1, 2, 4)
+    if auditors:
+        assert_all_scored_what_they_were_drawn_for(experiment, outcome.round)

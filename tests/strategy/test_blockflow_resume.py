@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -17,6 +17,7 @@ from federation import Federation, give
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from killing import Killed, killed_at
+from lives import KINDS, all_that_was_said, assert_faithful, come_back, told
 from local_grid import LocalGrid, Node, delivered, silent
 from softmax import Device, arrays_in, fresh, record
 
@@ -27,9 +28,9 @@ from flower_chain.ledger import EmbeddedLedger, JsonRpcLedger, Ledger
 from flower_chain.ledger.blockflow import Stage
 from flower_chain.messages import HELLO, read_request
 from flower_chain.plan import BlockFlowPlan
-from flower_chain.records import TOKEN_UNITS, Commitment, Retrieval, Scores, TrainedModel
+from flower_chain.records import TOKEN_UNITS, Scores
 from flower_chain.run import BlockFlowRun, Pointers
-from flower_chain.strategy import blockflow
+from flower_chain.strategy import peers
 from flower_chain.updates import digest_of
 from flower_chain.verify import verify
 
@@ -47,7 +48,7 @@ ASKS = 18
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has not acted is asked again at once."""
-    monkeypatch.setattr(blockflow, "PAUSE", 0.01)
+    monkeypatch.setattr(peers, "PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -63,48 +64,6 @@ def assert_same(experiment: Experiment, outcome: Outcome, undisturbed: Outcome) 
     assert [len(device.trained) for device in experiment.devices] == [ROUNDS] * AGENTS
     assert_faithful(experiment, outcome)
     assert_paid(outcome)
-
-
-def told(outcome: Outcome) -> list[Any]:
-    """What an experiment's ledger tells, but for salts, seals, times and transactions."""
-    rounds = [
-        (
-            {agent: model.digest for agent, model in found.contributions.items()},
-            found.retrievals,
-            {agent: opening.row for agent, opening in found.openings.items()},
-            found.overall,
-            found.refunded,
-            found.eliminated,
-            found.rejections,
-        )
-        for found in outcome.history.rounds
-    ]
-    return [rounds, {n: list(named) for n, named in outcome.history.announced.items()}]
-
-
-def assert_faithful(experiment: Experiment, outcome: Outcome) -> None:
-    """Whatever an agent said it said every time, and it is what the ledger holds."""
-    said = all_that_was_said(reply for _, reply in experiment.grid.said if reply is not None)
-    assert {len(things) for things in said.values()} == {1}
-    for number, found in enumerate(outcome.history.rounds):
-        recorded = (found.contributions, found.retrievals, found.commitments, found.openings)
-        for kind, items in zip(KINDS, recorded, strict=True):
-            assert {n: said[kind, n, number] for n in range(AGENTS)} == {
-                agent: {item} for agent, item in items.items()
-            }
-
-
-KINDS = (TrainedModel, Retrieval, Commitment, Scores)
-
-
-def all_that_was_said(replies: Iterable[Message]) -> dict[tuple[type, int, int], set[Any]]:
-    """By kind, agent and round."""
-    said: dict[tuple[type, int, int], set[Any]] = defaultdict(set)
-    for reply in replies:
-        for kind in KINDS if reply.has_content() else ():
-            for item, _ in read_said(reply.content, kind):
-                said[kind, item.agent, item.round].add(item)
-    return said
 
 
 def assert_paid(outcome: Outcome) -> None:
@@ -329,16 +288,6 @@ def begun(tmp_path: Path) -> Iterator[Experiment]:
 
 
 # --- devices that are killed, or not heard -------------------------------------------------------
-
-
-def come_back(experiment: Experiment, agent: int) -> None:
-    """Start an agent's SuperNode again: it knows what is on its disk, and has another id."""
-    grid, node = experiment.grid, experiment.nodes[agent]
-    (number,) = [number for number, found in grid.nodes.items() if found is node]
-    del grid.nodes[number]
-    context = Context(1, number + 1000, dict(node.context.node_config), RecordDict(), {})
-    experiment.nodes[agent] = Node(experiment.devices[agent].app(), context, node.meddlers)
-    grid.nodes[context.node_id] = experiment.nodes[agent]
 
 
 def test_a_device_that_dies_at_everything_it_writes_says_the_same(

@@ -128,8 +128,8 @@ def test_only_the_last_rounds_are_kept_on_the_node(over_ipfs: OverIpfs) -> None:
     assert {each.round for each in outcome.run.kept()} == {2, 3}
     *_, report = verify(outcome.run, OWNER, examiner())
     assert report.unchecked == [
-        "8 models and sealed files of rounds before 2: no longer there, as the plan keeps those of "
-        "the last 1 rounds (keep-rounds)"
+        "8 models and sealed files of rounds before 2: no longer there, by the plan's "
+        "keep-rounds = 1"
     ]
 
 

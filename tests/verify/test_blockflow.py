@@ -157,7 +157,7 @@ def drawn(path: Path) -> Play:
 def test_drawn_auditors_fit(tmp_path):
     report = check(drawn(tmp_path))
     assert (report.checked["draws"], report.checked["overall scores"]) == (1, 4)
-    assert report.checked["aggregates"] == 1
+    assert (report.checked["aggregates"], report.checked["signatures"]) == (1, 14)
 
 
 @pytest.mark.parametrize("account", [OWNER, Account.create()], ids=["owner", "stranger"])
@@ -373,6 +373,20 @@ def another_secret(history: History) -> None:
     retrievals[1] = replace(retrievals[1], secret=bytes(32))
 
 
+def another_lot(history: History) -> None:
+    """The ledger tells another one than was signed."""
+    record = history.rounds[0]
+    model = record.contributions[1]
+    forged = replace(model, lot=b"\1" * 32)
+    record.sent = {forged if said == model else said: by for said, by in record.sent.items()}
+
+
+def another_signature(history: History) -> None:
+    record = history.rounds[0]
+    place = list(record.sent).index(record.retrievals[2])
+    record.signatures[place] = record.signatures[0]
+
+
 def other_auditors(history: History) -> None:
     audits = history.rounds[0].audits
     audits[0], audits[1] = audits[1], audits[0]
@@ -422,6 +436,8 @@ def test_what_the_ledger_tells_wrongly_is_found(finished, monkeypatch, change, m
     ("change", "match"),
     [
         (another_secret, r"round 0, secret of agent 1 \(0x\w+\): not the one it had chosen before"),
+        (another_lot, r"round 0, TrainedModel of agent 1 \(0x\w+\): not signed in the trans"),
+        (another_signature, r"round 0, Retrieval of agent 2 \(0x\w+\): not signed in the trans"),
         (other_auditors, "round 0: the auditors are not those that were drawn"),
     ],
 )
