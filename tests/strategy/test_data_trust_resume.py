@@ -113,7 +113,7 @@ def test_a_server_that_dies_while_devices_answer_ends(
                 break
             except Killed:
                 deaths += 1
-    assert 5 < deaths < 50
+    assert 3 < deaths < 50
     assert_same(task, outcome, expected)
 
 
@@ -136,7 +136,7 @@ def test_a_device_that_dies_at_everything_it_writes_says_the_same(
 
     monkeypatch.setattr(durable, "replace", dying_write)
     outcome = run(task, aggregation)
-    assert len(written) == 7 * ROUNDS
+    assert len(written) == 10 * ROUNDS  # three of them the lots that it heard of
     assert told(outcome) == told(expected)
     assert_faithful(task, outcome)
 
