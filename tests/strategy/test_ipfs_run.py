@@ -200,7 +200,7 @@ def test_an_agent_whose_model_no_node_has_is_out(
 
     make_hasty(monkeypatch)
     agents.meddle(1, loses_it, TRAIN)
-    limits = {"train_seconds": 10, "quorum": 2}
+    limits = {"train_seconds": 25, "quorum": 2}
     outcome = agents.run(store=ipfs_nodes[0].url, **limits)
 
     assert outcome.round.eliminated == {1: Stage.TRAIN}
