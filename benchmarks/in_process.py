@@ -20,18 +20,23 @@ class InProcessGrid(Grid):
     apps : sequence of ClientApp
         Each gets its number as ``partition-id``.
     run_config : mapping
+    node_config : mapping, optional
+        Of each, beside its number.
     """
 
-    def __init__(self, apps: Sequence[ClientApp], run_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        apps: Sequence[ClientApp],
+        run_config: Mapping[str, Any],
+        node_config: Mapping[str, Any] | None = None,
+    ) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self._replies: dict[str, Message] = {}
-        self._nodes = {
-            1000 + number: (
-                app,
-                Context(1, 1000 + number, {"partition-id": number}, RecordDict(), dict(run_config)),
-            )
-            for number, app in enumerate(apps)
-        }
+        self._nodes = {}
+        for number, app in enumerate(apps):
+            config = {**(node_config or {}), "partition-id": number}
+            context = Context(1, 1000 + number, config, RecordDict(), dict(run_config))
+            self._nodes[1000 + number] = app, context
 
     def set_run(self, run: Run) -> None:
         """There is only one."""

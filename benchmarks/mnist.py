@@ -38,6 +38,7 @@ class Optimizer(StrEnum):
 
 
 DEFAULT = (Model.MLP, Optimizer.ADAM)
+STEPS = {Optimizer.ADAM: 1e-3, Optimizer.SGD: 0.1}
 
 
 def check_data(folder: Path) -> None:
@@ -66,21 +67,21 @@ class _Images(nn.Module):
         return (x.view(-1, 1, 28, 28) - 0.5) / 0.5
 
 
-def build(model: Model, seed: int) -> nn.Sequential:
-    """A model with weights drawn from `seed`."""
+def build(model: Model, seed: int, channels: int = 8) -> nn.Sequential:
+    """A model with weights drawn from `seed`; a CNN's first layer has so many channels."""
     torch.manual_seed(seed)
     if model is Model.MLP:
         return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, CLASSES))
     return nn.Sequential(
         _Images(),
-        nn.Conv2d(1, 8, 5),
+        nn.Conv2d(1, channels, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 5),
+        nn.Conv2d(channels, 2 * channels, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(256, 64),
+        nn.Linear(32 * channels, 64),
         nn.ReLU(),
         nn.Linear(64, CLASSES),
     )
@@ -110,13 +111,11 @@ def train(
     rng: np.random.Generator,
     epochs: int,
     after_epoch: Callable[[], None] = lambda: None,
+    rate: float | None = None,
 ) -> None:
-    """So many epochs of minibatches."""
-    step: torch.optim.Optimizer
-    if optimizer is Optimizer.ADAM:
-        step = torch.optim.Adam(net.parameters(), lr=1e-3, foreach=True)
-    else:
-        step = torch.optim.SGD(net.parameters(), lr=0.1, foreach=True)
+    """So many epochs of minibatches, with the usual step size unless `rate` is given."""
+    kind = torch.optim.Adam if optimizer is Optimizer.ADAM else torch.optim.SGD
+    step = kind(net.parameters(), lr=rate or STEPS[optimizer], foreach=True)
     x, y = map(torch.from_numpy, samples)
     for _ in range(epochs):
         for batch in torch.split(torch.from_numpy(rng.permutation(len(y))), BATCH):

@@ -12,17 +12,12 @@ import logging
 import os
 import statistics
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import in_process
 import matplotlib as mpl
@@ -36,6 +31,7 @@ from overhead_app import app
 from report import Claim, Table, claims_table, write_json
 from rich.console import Console
 from simulation import Config, simulate
+from stopwatch import Lap, Place, Stages, Stopwatch, timed_places
 
 import flower_chain
 from flower_chain import envelope, updates
@@ -94,7 +90,7 @@ server."""
 
 NOTE = "\n".join(f"- {stage}: {text}" for stage, text in STAGES.items())
 
-PLACES: Sequence[tuple[Any, str, str]] = (
+PLACES: Sequence[Place] = (
     (ClientApp, "__call__", "train"),
     (flower_chain.ClientApp, "__call__", "device"),
     (flower_chain.Validation, "measure", "measure"),
@@ -118,102 +114,8 @@ PLACES: Sequence[tuple[Any, str, str]] = (
     (Examiner, "error", "settle"),
     (Federation, "settle", "settle"),
 )
-"""What is timed: a function, and the stage that it is."""
 
 console = Console()
-
-
-# --- the clock -----------------------------------------------------------------------------------
-
-
-Stages = Mapping[str, float]
-
-
-class Lap:
-    """What the clocks showed, in seconds by stage.
-
-    Attributes
-    ----------
-    elapsed : dict of str to float
-        Wall-clock time; that of all stages is the whole lap's.
-    cpu : dict of str to float
-        CPU time of all threads.
-    """
-
-    def __init__(self) -> None:
-        self.elapsed: dict[str, float] = defaultdict(float)
-        self.cpu: dict[str, float] = defaultdict(float)
-
-
-class Stopwatch:
-    """Shares the time out among stages; where one is inside another, the inner has it.
-
-    Attributes
-    ----------
-    laps : list of Lap
-        The last one is not over yet.
-    """
-
-    def __init__(self) -> None:
-        self.laps = [Lap()]
-        self._main = threading.get_ident()
-        self._stages: dict[int, list[str]] = {self._main: ["rest"]}
-        self._seen = {self._main: (time.perf_counter(), time.process_time())}
-        self._in_threads: dict[str, float] = defaultdict(float)
-
-    def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, its time put down to `stage`."""
-
-        @wraps(function)
-        def timed(*args: Any, **options: Any) -> Any:
-            thread = threading.get_ident()
-            self._note(thread)
-            self._stages.setdefault(thread, []).append(stage)
-            try:
-                return function(*args, **options)
-            finally:
-                self._note(thread)
-                self._stages[thread].pop()
-
-        return timed
-
-    def lap(self) -> None:
-        """Begin the next lap."""
-        self._note(self._main)
-        self._share_out()
-        self.laps.append(Lap())
-
-    def _note(self, thread: int) -> None:
-        """Put the time since this thread was last seen down to the stage that it is in."""
-        now = time.perf_counter(), time.process_time()
-        if stages := self._stages.get(thread):
-            lap, (elapsed, cpu) = self.laps[-1], self._seen[thread]
-            if thread == self._main:
-                lap.elapsed[stages[-1]] += now[0] - elapsed
-                lap.cpu[stages[-1]] += now[1] - cpu
-            else:
-                self._in_threads[stages[-1]] += now[0] - elapsed
-        self._seen[thread] = now
-
-    def _share_out(self) -> None:
-        """While other threads worked the main one waited in ``admit``: split that as they did."""
-        total = sum(self._in_threads.values())
-        for sums in (self.laps[-1].elapsed, self.laps[-1].cpu):
-            waited = sums["admit"]
-            for stage, seconds in self._in_threads.items():
-                sums[stage] += waited * seconds / total
-                sums["admit"] -= waited * seconds / total
-        self._in_threads.clear()
-
-
-@contextmanager
-def timed_places(watch: Stopwatch) -> Iterator[None]:
-    """Time the functions in :data:`PLACES`."""
-    with ExitStack() as stack:
-        for owner, name, stage in PLACES:
-            timed = watch.timing(stage, getattr(owner, name))
-            stack.enter_context(patch.object(owner, name, timed))
-        yield
 
 
 def on_one_core(message: Message, context: Context) -> Message:
@@ -332,7 +234,7 @@ class Bench:
 
     def _stages(self, model: str, devices: int, points: int, scheme: str) -> Round:
         watch = Stopwatch()
-        with tempfile.TemporaryDirectory() as folder, timed_places(watch):
+        with tempfile.TemporaryDirectory() as folder, timed_places(watch, PLACES):
             config = self.config(Path(folder), model=model, devices=devices, points=points)
             config["chain.scheme"] = scheme
             context = Context(1, 1, {}, RecordDict(), config)
