@@ -26,7 +26,7 @@ GOLDEN = ACCOUNTS
 CONTENT = b"a sealed update"
 
 UNHURRIED = settings(deadline=None)
-"""RSA takes its time on a busy machine, which says nothing of a seal."""
+"""Cryptography takes its time on a busy machine, which says nothing of a seal."""
 
 
 class TestGolden:
@@ -149,6 +149,7 @@ class TestSeal:
         sealed = seal(data, PUBLIC[:count], bound)
         assert all(unseal(sealed, key.secret, bound) == data for key in KEYS[:count])
 
+    @UNHURRIED
     @given(st.binary(max_size=300), st.integers(1, 3))
     def test_the_size_is_known_beforehand(self, data: bytes, count: int) -> None:
         for recipients in (PUBLIC[:count], [*PUBLIC[:count], RSA_PUBLIC], [RSA_PUBLIC]):
