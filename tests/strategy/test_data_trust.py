@@ -1,7 +1,6 @@
 """A data trust's rounds through Flower's messages, with the real contract."""
 
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from flower_chain import DataTrust, DataTrustSettings, audit_messages
 from flower_chain.audit_messages import AUDIT
 from flower_chain.errors import ConfigError, RunEnded, SealError
 from flower_chain.ledger.blockflow import Stage
-from flower_chain.ledger.data_trust import TaskHistory, Verdict
+from flower_chain.ledger.data_trust import TaskHistory
 from flower_chain.records import TOKEN_UNITS
 from flower_chain.run import DataTrustRun
 from flower_chain.store.cid import cid_from_bytes
@@ -304,9 +303,3 @@ def test_an_inner_strategy_that_leaves_workers_out_is_refused(tmp_path):
     inner: Strategy = FedAvg(fraction_train=0.5)
     with pytest.raises(ConfigError, match=r"fraction_train = 0\.5"):
         DataTrust(inner, settings)
-
-
-def test_verdicts_are_there_only_for_rounds_that_were_scored(tmp_path: Path):
-    outcome = Task(tmp_path, 3).run(rounds=1)
-    assert list(history_of(outcome).verdicts) == [0]
-    assert isinstance(history_of(outcome).verdicts[0], Verdict)
