@@ -243,7 +243,7 @@ class TestSign:
         assert devices[0].address == DEVICE
         assert sign(CONTRIBUTION.encode(DOMAIN), devices[0]).hex() == GOLDEN_SIGNATURE
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(1, ORDER - 1), st.integers(0, 2**32 - 1))
     def test_recover_names_who_signed(self, key: int, version: int) -> None:
         account = Account.from_key(key.to_bytes(32, "big"))
@@ -344,9 +344,7 @@ def contract(owner: LocalAccount, devices: list[LocalAccount], token: Contract) 
 class TestAgainstTheContract:
     """What Python hashes and recovers is what the contract does."""
 
-    @settings(
-        max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         device=st.binary(min_size=20, max_size=20),
         version=st.integers(0, 2**32 - 1),
@@ -411,9 +409,7 @@ class TestAgainstTheContract:
         assert here.count(Refusal.BAD_SIGNATURE) == len(signatures) - 1
         assert there == here
 
-    @settings(
-        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.one_of(
             st.binary(min_size=64, max_size=64),

@@ -554,7 +554,6 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
 @pytest.mark.parametrize("rule", Rule)
 @settings(
     max_examples=8,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
