@@ -287,6 +287,7 @@ def deploy(ledger: Ledger, owner: LocalAccount) -> Federation:
         TERMS.rate,
         TERMS.max_data_cost,
         PATIENCE,
+        0,
     )
     first = model_of(0).as_tuple()
     contract = ledger.deploy(owner, "RecordAndReward", token.address, terms, first)

@@ -1,6 +1,6 @@
 """Accountable federated learning: Flower updates signed, recorded, judged and paid for."""
 
-from flower_chain.client import ClientApp, Validation, validation_samples
+from flower_chain.client import ClientApp, Validation, private, validation_samples
 from flower_chain.examiner import Examiner
 from flower_chain.strategy import (
     BlockFlow,
@@ -22,6 +22,7 @@ __all__ = [
     "RecordAndReward",
     "RecordAndRewardSettings",
     "Validation",
+    "private",
     "validation_samples",
     "wrap",
 ]

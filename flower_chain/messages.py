@@ -17,6 +17,7 @@ from flwr.common.constant import SType
 
 from flower_chain.errors import FormatError
 from flower_chain.plan import Plan
+from flower_chain.privacy.accountant import MAX_BUDGET
 from flower_chain.records import Contribution, Domain, Hello, Signed, Task, from_bits, to_bits
 from flower_chain.rules.record_and_reward import MAX_ERRORS
 from flower_chain.updates import Arrays
@@ -165,6 +166,7 @@ def write_contribution(content: RecordDict, signed: Signed, sealed: bytes | None
             "cid": contribution.cid,
             "classes": list(contribution.classes),
             "errors": list(contribution.errors),
+            "spent": contribution.spent,
             "signature": signed.signature,
         }
     )
@@ -183,6 +185,7 @@ def read_contribution(content: RecordDict) -> tuple[Signed, bytes | None]:
         _sized(record, "cid", 36),
         _classes(record),
         _errors(record),
+        spent=_spent(record),
     )
     signed = Signed(contribution, _sized(record, "signature", 64))
     return signed, read_sealed(content)
@@ -238,6 +241,13 @@ def _uint32(record: ConfigRecord, name: str) -> int:
     value = _get(record, name, int)
     if not 0 <= value < 2**32:
         raise FormatError(f"{name} = {value}: it must be from 0 to 2^32 - 1")
+    return value
+
+
+def _spent(record: ConfigRecord) -> int:
+    value = _get(record, "spent", int)
+    if not 0 <= value <= MAX_BUDGET:
+        raise FormatError(f"spent = {value}: it must be from 0 to {MAX_BUDGET}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from typing import Any, Self
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import address_of, reader_of
+from flower_chain.privacy.accountant import MAX_BUDGET, Accountant
+from flower_chain.privacy.mechanisms import Kind, check_format
 from flower_chain.records import PPM
 from flower_chain.rules.blockflow import MAX_AGENTS, ONE
 from flower_chain.rules.data_trust import Rule as TaskRule
@@ -153,6 +156,18 @@ class RecordAndRewardPlan(Plan):
         SHA-256 of the owner's validation data, in hex.
     tolerance_ppm : int
         How far a device's validation error may be from the one that the owner measures.
+    privacy : str
+        Where devices add noise, and which: ``gaussian``, ``laplace`` or ``dp-sgd``; empty for
+        nowhere. The other terms of privacy then are 0 or empty too. See
+        :mod:`flower_chain.privacy.mechanisms`.
+    clip : float
+        The norm that an update has at most; with DP-SGD, that the gradient of a record has.
+    noise, accountant, delta, sample_rate, steps
+        See :class:`flower_chain.privacy.accountant.Accountant`.
+    budget : int
+        The epsilon that each device may spend in the run, in millionths.
+    noise_seed : int
+        What the noise is drawn from if it shall come again, and hide nothing; negative for no seed.
     """
 
     rule: Rule
@@ -169,6 +184,15 @@ class RecordAndRewardPlan(Plan):
     samples_per_class: int
     validation_digest: str
     tolerance_ppm: int
+    privacy: str
+    clip: float
+    noise: float
+    accountant: str
+    budget: int
+    delta: float
+    sample_rate: float
+    steps: int
+    noise_seed: int
     scheme: str = "record-and-reward"
 
     def _check(self) -> None:
@@ -188,6 +212,29 @@ class RecordAndRewardPlan(Plan):
             )
         if not 0 < self.learning_rate <= 1:
             raise ConfigError(f"learning-rate = {self.learning_rate!r}: it must be in (0, 1]")
+        self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        if not self.privacy:
+            _within("budget", self.budget, 0, 0)
+            return
+        _within("budget", self.budget, 1, MAX_BUDGET)
+        if not 0 < self.clip < math.inf:
+            raise ConfigError(f"clip = {self.clip!r}: it must be positive")
+        if self.privacy not in list(Kind):
+            names = ", ".join(Kind)
+            raise ConfigError(f"privacy = {self.privacy!r}: it must be one of {names}, or empty")
+        check_format(self.model)
+        self._charges()
+
+    @property
+    def charges(self) -> Accountant | None:
+        """What rounds cost a device's privacy, if they do."""
+        return self._charges() if self.privacy else None
+
+    def _charges(self) -> Accountant:
+        terms = self.noise, self.accountant, self.delta, self.sample_rate, self.steps
+        return Accountant(Kind(self.privacy), *terms)
 
     def _spelled(self) -> dict[str, str]:
         return {"rule": str(self.rule)}

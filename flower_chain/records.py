@@ -61,6 +61,8 @@ class Refusal(IntEnum):
     FALSE_EVIDENCE = 18
     DEVICE_ERROR = 19
     NO_ANSWER = 20
+    OVER_BUDGET = 21
+    BUDGET_DECREASED = 22
 
     def __str__(self) -> str:
         return self.name.lower().replace("_", " ")
@@ -240,6 +242,9 @@ class Contribution:
     rest : bytes
         What is left after the last whole error: at most three bytes, and none unless somebody
         else's software made the contribution. The contract refuses it.
+    spent : int
+        Epsilon that the device has spent of its privacy, with this contribution, in millionths,
+        rounded up; 0 where the run has no budget.
     """
 
     device: str
@@ -250,6 +255,7 @@ class Contribution:
     classes: tuple[int, ...]
     errors: tuple[int, ...]
     rest: bytes = b""
+    spent: int = 0
 
     def encode(self, domain: Domain) -> SignableMessage:
         """The EIP-712 message that the device signs."""
@@ -261,8 +267,9 @@ class Contribution:
             {"name": "cid", "type": "bytes"},
             {"name": "classes", "type": "uint256"},
             {"name": "errors", "type": "bytes"},
+            {"name": "spent", "type": "uint64"},
         ]
-        device, version, data_cost, digest, cid, classes, errors = self.as_tuple()
+        device, version, data_cost, digest, cid, classes, errors, spent = self.as_tuple()
         message = {
             "device": device,
             "version": version,
@@ -271,10 +278,11 @@ class Contribution:
             "cid": cid,
             "classes": classes,
             "errors": errors,
+            "spent": spent,
         }
         return domain.encode("Contribution", types, message)
 
-    def as_tuple(self) -> tuple[str, int, int, bytes, bytes, int, bytes]:
+    def as_tuple(self) -> tuple[str, int, int, bytes, bytes, int, bytes, int]:
         """Its fields as the contract's structure has them."""
         return (
             self.device,
@@ -284,6 +292,7 @@ class Contribution:
             self.cid,
             to_bits(self.classes),
             pack_errors(self.errors) + self.rest,
+            self.spent,
         )
 
 

@@ -10,7 +10,7 @@ from eth_account import Account
 from golden_seal import RSA_READER
 from hypothesis import given
 from hypothesis import strategies as st
-from tasks import a_plan
+from tasks import a_plan, a_private_plan
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import address_of, public_key
@@ -54,13 +54,20 @@ def test_every_term_counts_for_the_digest() -> None:
         "inner": "Krum",
         "learning_rate": 0.5,
         "validation_digest": "cd" * 32,
+        "clip": 0.5,
+        "noise": 0.5,
+        "accountant": "prv",
+        "delta": 1e-6,
+        "sample_rate": 0.5,
     }
+    plan = a_private_plan("dp-sgd")
     numbers = {
-        f.name: getattr(PLAN, f.name) + 1 for f in fields(RecordAndRewardPlan) if f.type is int
+        f.name: getattr(plan, f.name) + 1 for f in fields(RecordAndRewardPlan) if f.type is int
     }
-    digests = {a_plan(**{name: value}).digest for name, value in (others | numbers).items()}
+    changed = [replace(plan, **{name: value}) for name, value in (others | numbers).items()]
+    digests = {other.digest for other in (*changed, plan, a_private_plan(), PLAN)}
 
-    assert len(digests | {PLAN.digest}) == len(others) + len(numbers) + 1
+    assert len(digests) == len(others) + len(numbers) + 3
 
 
 def test_the_text_has_sorted_keys_and_no_white_space() -> None:
@@ -218,6 +225,58 @@ def test_plans_for_other_models_differ_in_the_arrays():
         ("model: 'bias'", "F32 [10]", "F64 [3]"),
         ("model: 'weight'", "F32 [64, 10]", "None"),
     ]
+
+
+# --- privacy --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("privacy", ["gaussian", "laplace", "dp-sgd"])
+def test_a_plan_with_a_privacy_budget_comes_back_from_its_text(privacy: str) -> None:
+    plan = a_private_plan(privacy)
+    assert RecordAndRewardPlan.from_json(plan.to_json()) == plan
+    assert plan.charges is not None
+    assert plan.charges.kind == privacy
+
+
+def test_a_plan_without_privacy_costs_nothing_and_has_no_budget() -> None:
+    assert PLAN.charges is None
+    with pytest.raises(ConfigError, match="budget = 1: it must be from 0 to 0"):
+        a_plan(budget=1)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "term", "value", "why"),
+    [
+        ("secret", "noise", 1.0, "privacy = 'secret': it must be one of gaussian, laplace, dp-sgd"),
+        ("gaussian", "budget", 0, "budget = 0"),
+        ("gaussian", "budget", 2**63, "budget = "),
+        ("gaussian", "clip", 0.0, "clip = 0.0: it must be positive"),
+        ("gaussian", "clip", float("inf"), "clip = inf"),
+        ("gaussian", "noise", 0.0, "noise = 0.0: it must be positive"),
+        ("gaussian", "noise", float("nan"), "noise = nan"),
+        ("gaussian", "accountant", "gdp", "accountant = 'gdp': it must be rdp or prv"),
+        ("gaussian", "delta", 0.0, "delta = 0.0"),
+        ("gaussian", "delta", 1.0, "delta = 1.0"),
+        ("gaussian", "steps", 2, "steps = 2"),
+        ("gaussian", "sample_rate", 0.5, "steps = 1: it and the sample rate must be 1 but for"),
+        ("laplace", "delta", 1e-5, "delta = 1e-05"),
+        ("laplace", "accountant", "rdp", "accountant = 'rdp': it must be pure"),
+        ("dp-sgd", "sample_rate", 0.0, "sample-rate = 0.0"),
+        ("dp-sgd", "sample_rate", 1.5, "sample-rate = 1.5"),
+        ("dp-sgd", "steps", 0, "steps = 0"),
+    ],
+)
+def test_a_term_of_privacy_that_makes_no_sense_is_refused(
+    privacy: str, term: str, value: Any, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        a_private_plan(privacy, **{term: value})
+
+
+def test_whole_numbers_in_the_model_are_refused_with_what_to_do() -> None:
+    model = Format.of({"weight": np.zeros(3), "norm.num_batches_tracked": np.array(0)})
+    with pytest.raises(ConfigError, match=r"norm\.num_batches_tracked; leave .* use GroupNorm"):
+        a_private_plan(model=model)
 
 
 # --- BlockFLow -----------------------------------------------------------------------------------

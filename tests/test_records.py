@@ -54,13 +54,14 @@ CONTRIBUTION = Contribution(
     cid=bytes.fromhex("01551220") + b"\xcd" * 32,
     classes=(0, 7, 255),
     errors=(900_000, 500_000, 50_000),
+    spent=2_500_000,
 )
 # Made with nothing but Keccak-256 and words of 32 bytes, then signed by another implementation of
 # RFC 6979 (plain Python, the curve's formulas).
-GOLDEN_HASH = "97afbdacabbd243fb09da53cd8a6a3080a181039ff818d98e89c94b277a974e9"
+GOLDEN_HASH = "e46035835e98fa001373592a3231763bf96960c7bfd01a349c21bf42bce5c703"
 GOLDEN_SIGNATURE = (
-    "410fa9be8d97315a73b3c7ed93cce6dcd3388f83a374ad4db5888fdc6aca6868"
-    "e5c7da16632a1640dcdde1b8a06b007cd1b6b092642a1dbcb99d260b37966693"
+    "fdb0939652acd667947f1afbbfd92217ad12393c7c22e37eed0723abbb6720ca"
+    "dd440b3968213c9c643d83d401b19cafd92c29ff277a4735f0a73b8ca6197bb2"
 )
 
 
@@ -209,6 +210,7 @@ class TestEncode:
             "classes": (0, 7),
             "errors": (900_000, 500_000),
             "rest": b"\1",
+            "spent": 2_500_001,
         }
         assert others.keys() == fields.keys()
         changed = [Contribution(**(fields | {name: value})) for name, value in others.items()]
@@ -335,7 +337,7 @@ def token(owner: LocalAccount, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def contract(owner: LocalAccount, devices: list[LocalAccount], token: Contract) -> Contract:
     model = (b"\1" * 32, b"\2" * 36, b"\3" * 32, UNMEASURED)
-    plan = (b"\0" * 32, int(Rule.TREND), 0, 0, 0, 0, 1, 1, 2**32 - 1, 0)
+    plan = (b"\0" * 32, int(Rule.TREND), 0, 0, 0, 0, 1, 1, 2**32 - 1, 0, 0)
     deployed = token.ledger.deploy(owner, "RecordAndReward", token.address, plan, model)
     deployed.transact(owner, "enrol", [devices[0].address])
     return deployed
@@ -353,6 +355,7 @@ class TestAgainstTheContract:
         cid=st.binary(max_size=70),
         classes=st.sets(st.integers(0, 255)),
         errors=st.lists(st.integers(0, 2**32 - 1), max_size=20),
+        spent=st.integers(0, 2**64 - 1),
     )
     def test_hashes_of_contributions_agree(
         self,
@@ -364,10 +367,12 @@ class TestAgainstTheContract:
         cid: bytes,
         classes: set[int],
         errors: list[int],
+        spent: int,
     ) -> None:
         address = contract._codec.w3.to_checksum_address(device)
+        held = tuple(sorted(classes))
         contribution = Contribution(
-            address, version, data_cost, digest, cid, tuple(sorted(classes)), tuple(errors)
+            address, version, data_cost, digest, cid, held, tuple(errors), spent=spent
         )
         domain = Domain(contract.ledger.chain_id, contract.address)
         there = contract.call("hashContribution", contribution.as_tuple())

@@ -4,6 +4,7 @@ pragma solidity ^0.8.28;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Multicall} from "@openzeppelin/contracts/utils/Multicall.sol";
 
@@ -37,6 +38,8 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @param classes C_D: bit i is set if the device holds data of class i; papers/1 algorithm 1.
     /// @param errors Validation errors before the training and after each epoch, in parts per million, each as a uint32
     ///        (big-endian, packed: an array of words would cost twice the gas).
+    /// @param spent Epsilon that the device has spent of its privacy, with this contribution, in millionths, rounded up; 0
+    ///        where the run has no budget.
     struct Contribution {
         address device;
         uint32 version;
@@ -45,6 +48,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         bytes cid;
         uint256 classes;
         bytes errors;
+        uint64 spent;
     }
 
     /// @notice A contribution with the compact signature (EIP-2098) of its device over the EIP-712 hash.
@@ -59,6 +63,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         bool enrolled;
         uint32 nextVersion;
         uint128 due;
+        uint64 spent;
     }
 
     /// @dev What is due and paid for the current version, since when something is due, and what the pool held when the
@@ -78,7 +83,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     uint32 public constant PPM = 1e6;
 
     bytes32 private constant CONTRIBUTION_TYPEHASH = keccak256(
-        "Contribution(address device,uint32 version,uint32 dataCost,bytes32 digest,bytes cid,uint256 classes,bytes errors)"
+        "Contribution(address device,uint32 version,uint32 dataCost,bytes32 digest,bytes cid,uint256 classes,bytes errors,uint64 spent)"
     );
 
     /// @notice The account that runs the federation; never a device (papers/1 section II.F).
@@ -89,6 +94,9 @@ abstract contract Federation is Treasury, EIP712, Multicall {
 
     /// @notice Seconds from the first accepted contribution of a version until anyone may pay for it.
     uint64 public immutable patience;
+
+    /// @notice The most epsilon that a device may spend of its privacy, in millionths; 0 if none is counted.
+    uint64 public immutable budget;
 
     /// @notice The current version k.
     uint32 public version;
@@ -122,6 +130,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         bytes cid,
         uint256 classes,
         bytes errors,
+        uint64 spent,
         bytes32 r,
         bytes32 vs,
         uint128 due
@@ -136,6 +145,7 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         bytes cid,
         uint256 classes,
         bytes errors,
+        uint64 spent,
         bytes32 r,
         bytes32 vs,
         Refusal reason
@@ -212,13 +222,14 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         _;
     }
 
-    constructor(IERC20 token_, bytes32 planDigest_, uint64 patience_, Model memory first)
+    constructor(IERC20 token_, bytes32 planDigest_, uint64 patience_, uint64 budget_, Model memory first)
         Treasury(token_)
         EIP712("flower-chain", "1")
     {
         owner = msg.sender;
         planDigest = planDigest_;
         patience = patience_;
+        budget = budget_;
         _publish(0, first);
     }
 
@@ -239,9 +250,14 @@ abstract contract Federation is Treasury, EIP712, Multicall {
         if (msg.sender != owner && !devices[msg.sender].enrolled) revert NotAMember(msg.sender);
         uint32 current = version;
         bool closed = round.closed;
+        bytes32 domain = _domainSeparatorV4();
         uint128 due = 0;
         for (uint256 i; i < batch.length; ++i) {
-            due += _record(batch[i], current, closed);
+            uint128 more = _record(batch[i], current, closed, domain);
+            // Schemes judge less than 2^96 to be due, and a transaction holds no 2^32 contributions.
+            unchecked {
+                due += more;
+            }
         }
         if (due == 0) return;
         if (round.due == 0) round.dueSince = uint64(block.timestamp);
@@ -264,9 +280,9 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @notice The owner refuses what it found wrong off chain, or records that a device failed to answer. An
     ///         enrolled one can't contribute to the current version any more. What was judged stays once payments began.
     /// @param device Whose contribution to the current version; the zero address for a node without a known account.
-    /// @param reason One after `Worthless`.
+    /// @param reason One after `Worthless` and before `OverBudget`.
     function refuse(address device, Refusal reason) external onlyOwner whileRunning {
-        if (reason <= Refusal.Worthless) revert NotAFinding(reason);
+        _requireFinding(reason);
         if (round.paid != 0 && devices[device].nextVersion > version) revert PaymentsBegun(version);
         round.due -= _takeDue(device);
         if (devices[device].enrolled) devices[device].nextVersion = version + 1;
@@ -276,9 +292,9 @@ abstract contract Federation is Treasury, EIP712, Multicall {
     /// @notice The owner says that it can't use what `device` was paid for, because somebody had it paid before the owner
     ///         could look at it. The device keeps the money; the next model is without its update.
     /// @param device Whose contribution to the current version.
-    /// @param reason One after `Worthless`.
+    /// @param reason One after `Worthless` and before `OverBudget`.
     function leaveOut(address device, Refusal reason) external onlyOwner whileRunning {
-        if (reason <= Refusal.Worthless) revert NotAFinding(reason);
+        _requireFinding(reason);
         Device storage state = devices[device];
         if (round.paid == 0 || state.due != 0 || state.nextVersion <= version) revert NotPaid(device);
         emit LeftOut(device, version, reason);
@@ -336,61 +352,77 @@ abstract contract Federation is Treasury, EIP712, Multicall {
 
     /// @notice The hash that the device of `contribution` signs (EIP-712).
     function hashContribution(Contribution calldata contribution) external view returns (bytes32) {
-        return _hash(contribution);
+        return _hashTypedDataV4(_structHash(contribution));
     }
 
-    /// @dev See `hashContribution`.
-    function _hash(Contribution calldata contribution) private view returns (bytes32) {
-        return _hashTypedDataV4(
-            keccak256(
-                abi.encode(
-                    CONTRIBUTION_TYPEHASH,
-                    contribution.device,
-                    contribution.version,
-                    contribution.dataCost,
-                    contribution.digest,
-                    keccak256(contribution.cid),
-                    contribution.classes,
-                    keccak256(contribution.errors)
-                )
+    /// @dev What is hashed with the domain.
+    function _structHash(Contribution calldata contribution) private pure returns (bytes32) {
+        return keccak256(
+            abi.encode(
+                CONTRIBUTION_TYPEHASH,
+                contribution.device,
+                contribution.version,
+                contribution.dataCost,
+                contribution.digest,
+                keccak256(contribution.cid),
+                contribution.classes,
+                keccak256(contribution.errors),
+                contribution.spent
             )
         );
     }
 
-    /// @dev What the scheme makes of a contribution that is formally in order: a reason, or what is due for it.
+    /// @dev What the scheme makes of a contribution that is formally in order: a reason, or what is due for it, below 2^96.
     function _judge(Contribution calldata contribution) internal view virtual returns (Refusal reason, uint128 due);
 
-    function _record(SignedContribution calldata item, uint32 current, bool closed) private returns (uint128 due) {
+    function _record(SignedContribution calldata item, uint32 current, bool closed, bytes32 domain)
+        private
+        returns (uint128 due)
+    {
         Contribution calldata c = item.contribution;
         if (msg.sender != owner && msg.sender != c.device) revert NotYours(c.device);
-        Refusal reason = _check(item, current, closed);
+        uint64 spent = c.spent;
+        Refusal reason = _check(item, current, closed, spent, domain);
         if (reason == Refusal.None) {
             (reason, due) = _judge(c);
-            devices[c.device] = Device(true, current + 1, due);
+            // Also of what the scheme refuses: the update has left the device.
+            devices[c.device] = Device(true, current + 1, due, spent);
         }
         if (reason == Refusal.None) {
-            emit Accepted(c.device, c.dataCost, c.digest, c.cid, c.classes, c.errors, item.r, item.vs, due);
+            emit Accepted(c.device, c.dataCost, c.digest, c.cid, c.classes, c.errors, spent, item.r, item.vs, due);
         } else {
             emit Rejected(
-                c.device, c.version, c.dataCost, c.digest, c.cid, c.classes, c.errors, item.r, item.vs, reason
+                c.device, c.version, c.dataCost, c.digest, c.cid, c.classes, c.errors, spent, item.r, item.vs, reason
             );
         }
     }
 
-    /// @dev The checks that come before any scheme: signature, role, version, once per device and version.
-    function _check(SignedContribution calldata item, uint32 current, bool closed) private view returns (Refusal) {
+    /// @dev The checks that come before any scheme: signature, role, version, once per device and version, and the budget.
+    ///      Where that is counted every contribution costs something: as much as before is an old charge told again, or an
+    ///      update without noise.
+    function _check(SignedContribution calldata item, uint32 current, bool closed, uint64 spent, bytes32 domain)
+        private
+        view
+        returns (Refusal)
+    {
         Contribution calldata c = item.contribution;
         // What is left out is the fault's detail.
         // slither-disable-next-line unused-return
-        (address signer, ECDSA.RecoverError fault,) = ECDSA.tryRecover(_hash(c), item.r, item.vs);
+        (address signer, ECDSA.RecoverError fault,) =
+            ECDSA.tryRecover(MessageHashUtils.toTypedDataHash(domain, _structHash(c)), item.r, item.vs);
         if (fault != ECDSA.RecoverError.NoError || signer != c.device) return Refusal.BadSignature;
         Device storage device = devices[signer];
         if (!device.enrolled) return Refusal.NotEnrolled;
-        if (c.version < current) return Refusal.StaleVersion;
-        if (c.version > current) return Refusal.FutureVersion;
+        if (c.version != current) return c.version < current ? Refusal.StaleVersion : Refusal.FutureVersion;
         if (closed) return Refusal.VersionClosed;
         if (device.nextVersion > current) return Refusal.SecondContribution;
+        if (spent > budget) return Refusal.OverBudget;
+        if (budget != 0 && spent <= device.spent) return Refusal.BudgetDecreased;
         return Refusal.None;
+    }
+
+    function _requireFinding(Refusal reason) private pure {
+        if (reason <= Refusal.Worthless || reason >= Refusal.OverBudget) revert NotAFinding(reason);
     }
 
     /// @dev True if the owner left accepted contributions unpaid for too long.

@@ -31,6 +31,7 @@ contract RecordAndReward is Federation {
     /// @param rate Paid for each data point, in the token's smallest unit.
     /// @param maxDataCost The largest data cost that a device may claim.
     /// @param patience Seconds after which anyone may pay what the owner left unpaid.
+    /// @param budget The most epsilon that a device may spend of its privacy, in millionths; 0 if none is counted.
     struct Plan {
         bytes32 digest;
         Rule rule;
@@ -42,10 +43,15 @@ contract RecordAndReward is Federation {
         uint64 rate;
         uint32 maxDataCost;
         uint64 patience;
+        uint64 budget;
     }
 
     /// @notice The most validation errors that a contribution may hold.
     uint256 public constant MAX_ERRORS = 64;
+
+    /// @dev The top bit of each of eight errors in a word, and what makes it that of one that is above one.
+    uint256 private constant TOP_BITS = 0x8000000080000000800000008000000080000000800000008000000080000000;
+    uint256 private constant ABOVE = (2 ** 31 - 1 - uint256(PPM)) * (TOP_BITS >> 31);
 
     /// @notice How contributions are judged.
     Rule public immutable rule;
@@ -75,7 +81,7 @@ contract RecordAndReward is Federation {
     error NotAShare(uint32 value);
 
     constructor(IERC20 token_, Plan memory plan, Model memory first)
-        Federation(token_, plan.digest, plan.patience, first)
+        Federation(token_, plan.digest, plan.patience, plan.budget, first)
     {
         if (plan.thresholdPpm > PPM) revert NotAShare(plan.thresholdPpm);
         if (plan.gainPpm > PPM) revert NotAShare(plan.gainPpm);
@@ -148,17 +154,29 @@ contract RecordAndReward is Federation {
         }
     }
 
-    /// @dev Errors before and after the training, under `Gain` the misdirection too; none above one.
+    /// @dev Errors before and after the training, under `Gain` the misdirection too; none above one. Eight are looked at at
+    ///      once: adding `ABOVE` to an error of 31 bits sets the 32nd exactly if it is above one, and carries no further.
     function _wellFormed(bytes calldata errors) private view returns (bool) {
-        if (errors.length < (rule == Rule.Gain ? 12 : 8) || errors.length > 4 * MAX_ERRORS || errors.length % 4 != 0) {
-            return false;
-        }
+        uint256 length = errors.length;
+        if (length < (rule == Rule.Gain ? 12 : 8) || length > 4 * MAX_ERRORS || length % 4 != 0) return false;
+        uint256 found;
         unchecked {
-            for (uint256 i; i < errors.length; i += 4) {
-                if (_errorAt(errors, i) > PPM) return false;
+            for (uint256 i; i < length; i += 32) {
+                uint256 eight = _errorsAt(errors, i);
+                if (length - i < 32) eight >>= 8 * (32 - (length - i));
+                found |= eight | ((eight & ~TOP_BITS) + ABOVE);
             }
         }
-        return true;
+        return found & TOP_BITS == 0;
+    }
+
+    /// @dev Eight errors at once, of which those beyond the end are anything.
+    function _errorsAt(bytes calldata errors, uint256 offset) private pure returns (uint256 eight) {
+        // As in `_errorAt`.
+        // slither-disable-next-line assembly
+        assembly ("memory-safe") {
+            eight := calldataload(add(errors.offset, offset))
+        }
     }
 
     /// @dev The error whose four bytes begin at `offset`, which the caller knows to lie within `errors`.

@@ -22,7 +22,7 @@ abstract contract Fixture {
     bytes32 internal constant DOMAIN_TYPEHASH =
         keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
     bytes32 internal constant CONTRIBUTION_TYPEHASH = keccak256(
-        "Contribution(address device,uint32 version,uint32 dataCost,bytes32 digest,bytes cid,uint256 classes,bytes errors)"
+        "Contribution(address device,uint32 version,uint32 dataCost,bytes32 digest,bytes cid,uint256 classes,bytes errors,uint64 spent)"
     );
 
     address internal immutable ALICE = VM.addr(ALICE_KEY);
@@ -45,7 +45,8 @@ abstract contract Fixture {
             digest: keccak256("update"),
             cid: abi.encodePacked(bytes4(0x01551220), keccak256("sealed update")),
             classes: 0x3ff,
-            errors: abi.encodePacked(uint32(900_000), uint32(400_000), uint32(100_000))
+            errors: abi.encodePacked(uint32(900_000), uint32(400_000), uint32(100_000)),
+            spent: 0
         });
     }
 
@@ -69,7 +70,8 @@ abstract contract Fixture {
                 c.digest,
                 keccak256(c.cid),
                 c.classes,
-                keccak256(c.errors)
+                keccak256(c.errors),
+                c.spent
             )
         );
         return keccak256(abi.encodePacked(hex"1901", domain, structHash));
@@ -95,7 +97,9 @@ abstract contract Fixture {
     function _expectAccepted(Federation federation, Federation.SignedContribution memory item, uint128 due) internal {
         Federation.Contribution memory c = item.contribution;
         VM.expectEmit(address(federation));
-        emit Federation.Accepted(c.device, c.dataCost, c.digest, c.cid, c.classes, c.errors, item.r, item.vs, due);
+        emit Federation.Accepted(
+            c.device, c.dataCost, c.digest, c.cid, c.classes, c.errors, c.spent, item.r, item.vs, due
+        );
     }
 
     function _expectRejected(Federation federation, Federation.SignedContribution memory item, Refusal reason)
@@ -104,7 +108,7 @@ abstract contract Fixture {
         Federation.Contribution memory c = item.contribution;
         VM.expectEmit(address(federation));
         emit Federation.Rejected(
-            c.device, c.version, c.dataCost, c.digest, c.cid, c.classes, c.errors, item.r, item.vs, reason
+            c.device, c.version, c.dataCost, c.digest, c.cid, c.classes, c.errors, c.spent, item.r, item.vs, reason
         );
     }
 
@@ -118,11 +122,12 @@ abstract contract Fixture {
         Vm.Log[] memory logs = VM.getRecordedLogs();
         VM.assertEq(logs.length, 1, "logs");
         if (logs[0].topics[0] == Federation.Accepted.selector) {
-            (,,,,,,, due) =
-                abi.decode(logs[0].data, (uint32, bytes32, bytes, uint256, bytes, bytes32, bytes32, uint128));
+            (,,,,,,,, due) =
+                abi.decode(logs[0].data, (uint32, bytes32, bytes, uint256, bytes, uint64, bytes32, bytes32, uint128));
         } else {
-            (,,,,,,,, reason) =
-                abi.decode(logs[0].data, (uint32, uint32, bytes32, bytes, uint256, bytes, bytes32, bytes32, Refusal));
+            (,,,,,,,,, reason) = abi.decode(
+                logs[0].data, (uint32, uint32, bytes32, bytes, uint256, bytes, uint64, bytes32, bytes32, Refusal)
+            );
         }
     }
 
@@ -132,7 +137,7 @@ abstract contract Fixture {
     }
 
     function _due(Federation federation, address device) internal view returns (uint128 due) {
-        (,, due) = federation.devices(device);
+        (,, due,) = federation.devices(device);
     }
 
     function _one(Federation.SignedContribution memory item)

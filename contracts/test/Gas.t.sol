@@ -20,6 +20,7 @@ contract GasTest is Fixture {
         "transaction                         gas in all   per device   of which calldata";
 
     RecordAndReward internal federation;
+    uint64 internal budget;
 
     event log(string line);
 
@@ -46,6 +47,13 @@ contract GasTest is Fixture {
     /// forge-config: default.isolate = true
     function test_GasOfRuleEither() public {
         _measureSubmissions(RecordAndReward.Rule.Either, "submit, rule Either");
+    }
+
+    /// @dev What counting a privacy budget costs more.
+    /// forge-config: default.isolate = true
+    function test_GasOfABudget() public {
+        budget = 8e6;
+        _measureSubmissions(RecordAndReward.Rule.Gain, "submit, Gain and a budget");
     }
 
     /// forge-config: default.isolate = true
@@ -141,7 +149,8 @@ contract GasTest is Fixture {
                 leastPpm: 200_000,
                 rate: 1e15,
                 maxDataCost: 60_000,
-                patience: PATIENCE
+                patience: PATIENCE,
+                budget: budget
             }),
             _realistic(0)
         );
@@ -176,7 +185,8 @@ contract GasTest is Fixture {
                         _error(231_200, i),
                         _error(198_700, i),
                         _error(96_530, i)
-                    )
+                    ),
+                    spent: budget == 0 ? 0 : 1_234_567 * (version + 1)
                 })
             );
         }

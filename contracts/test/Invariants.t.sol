@@ -145,7 +145,7 @@ contract Handler is Fixture {
         Refusal finding = Refusal(reason % (uint256(type(Refusal).max) + 1));
         address device = devices[who % KEYS];
         uint32 version = federation.version();
-        bool allowed = finding > Refusal.Worthless && !federation.finished();
+        bool allowed = finding > Refusal.Worthless && finding < Refusal.OverBudget && !federation.finished();
         if (done[version] != 0 && settled[device][version]) allowed = false;
         VM.recordLogs();
         bool owner = _act(by);
@@ -165,7 +165,7 @@ contract Handler is Fixture {
             who = (who % KEYS) + 1;
         }
         address device = devices[who % KEYS];
-        bool allowed = finding > Refusal.Worthless && !federation.finished();
+        bool allowed = finding > Refusal.Worthless && finding < Refusal.OverBudget && !federation.finished();
         if (done[version] == 0 || due[device] != 0 || !settled[device][version]) allowed = false;
         bool owner = _act(by);
         try federation.leaveOut(device, finding) {
@@ -332,12 +332,13 @@ contract Handler is Fixture {
             bytes32 kind = entry.topics[0];
             address device = address(uint160(uint256(entry.topics[1])));
             if (kind == Federation.Accepted.selector) {
-                (,,,,,,, uint128 amount) =
-                    abi.decode(entry.data, (uint32, bytes32, bytes, uint256, bytes, bytes32, bytes32, uint128));
+                (,,,,,,,, uint128 amount) =
+                    abi.decode(entry.data, (uint32, bytes32, bytes, uint256, bytes, uint64, bytes32, bytes32, uint128));
                 _bookAccepted(device, federation.version(), amount);
             } else if (kind == Federation.Rejected.selector) {
-                (,,,,,,,, Refusal reason) =
-                    abi.decode(entry.data, (uint32, uint32, bytes32, bytes, uint256, bytes, bytes32, bytes32, Refusal));
+                (,,,,,,,,, Refusal reason) = abi.decode(
+                    entry.data, (uint32, uint32, bytes32, bytes, uint256, bytes, uint64, bytes32, bytes32, Refusal)
+                );
                 if (reason == Refusal.Worthless) settled[device][federation.version()] = true;
             } else if (kind == Federation.Refused.selector) {
                 _bookRefused(device, uint32(uint256(entry.topics[2])));
@@ -399,7 +400,7 @@ contract Handler is Fixture {
     }
 
     function _enrolled(address device) private view returns (bool enrolled) {
-        (enrolled,,) = federation.devices(device);
+        (enrolled,,,) = federation.devices(device);
     }
 
     /// @dev 0: forged, 1: another version, 2: worthless; else good.

@@ -25,7 +25,7 @@ contract OpenTreasury is Treasury {
 ///         worthless.
 contract PayAsAsked is Federation {
     constructor(IERC20 token_, bytes32 planDigest_, uint64 patience_, Model memory first)
-        Federation(token_, planDigest_, patience_, first)
+        Federation(token_, planDigest_, patience_, 0, first)
     {}
 
     function _judge(Contribution calldata c) internal pure override returns (Refusal reason, uint128 due) {

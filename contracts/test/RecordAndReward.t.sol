@@ -383,7 +383,8 @@ contract RecordAndRewardTest is Fixture {
             leastPpm: 200_000,
             rate: RATE,
             maxDataCost: 60_000,
-            patience: PATIENCE
+            patience: PATIENCE,
+            budget: 0
         });
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeVar, cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp as FlowerClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
@@ -13,8 +13,10 @@ from flower_chain import audit_messages, envelope, messages, updates
 from flower_chain.audit_messages import AUDIT
 from flower_chain.client.account import device_account
 from flower_chain.client.agent import Agent
+from flower_chain.client.budget import Budget
 from flower_chain.client.own_node import OwnNode
 from flower_chain.client.own_store import OwnStore
+from flower_chain.client.private import offering
 from flower_chain.client.task import check_model, check_owner
 from flower_chain.client.validation import Log, current, logging
 from flower_chain.errors import ConfigError, FormatError, TaskRefused
@@ -49,6 +51,11 @@ class ClientApp(FlowerClientApp):
 
     With ``store`` in it, a directory that the owner reads too or the URL of an IPFS node of the
     device's own, the device puts its sealed update or model there and sends only the CID.
+
+    Where the plan has a privacy budget, noise is added to the update, or with DP-SGD the training
+    must be :func:`flower_chain.private`; what the device has spent is kept beside its key file.
+    With ``max-epsilon`` in the ``--node-config`` it never spends more in all its runs together. Of
+    the metrics of ``train()`` only the number of data points then leaves the device.
 
     Under BlockFLow and in a data trust the device is an agent: it posts a bond, of at most
     ``max-bond`` tokens in the ``--node-config``, and scores the models of the others with
@@ -106,8 +113,7 @@ class ClientApp(FlowerClientApp):
         asked = _without_ours(message)
 
         def evaluate(key: str, model: updates.Arrays, metrics: Sequence[str]) -> list[float]:
-            record = ArrayRecord({name: Array(array) for name, array in model.items()})
-            question = _with(message, RecordDict({**asked.content, key: record}))
+            question = _with(message, RecordDict({**asked.content, key: _record_of(model)}))
             return self._measure(question, context, *metrics)
 
         agent = Agent(message.content, context, device_account(context), evaluate)
@@ -191,12 +197,17 @@ class ClientApp(FlowerClientApp):
         message = _without_ours(message)
         check_model(_single(message.content.array_records), request)
         owner = check_owner(request, context)
-        with OwnNode.of(context, request.domain, device_account(context)) as node:
+        own_node = OwnNode.of(context, request.domain, device_account(context))
+        with own_node as node, Budget.of(context, request) as budget:
             if node is not None:
                 node.check(request, owner)
                 if (sent := node.sent_before(request.task.version)) is not None:
                     return Message(sent, reply_to=message)
-            reply, made = self._make(message, context, request, samples, owner)
+            made: tuple[Signed, bytes] | None
+            if budget is not None and (sent := budget.sent_before()) is not None:
+                reply, made = Message(sent, reply_to=message), _made(sent)
+            else:
+                reply, made = self._make(message, context, request, samples, owner, budget)
             if node is not None and made is not None:
                 node.submit(*made, reply.content)
         return reply
@@ -208,18 +219,26 @@ class ClientApp(FlowerClientApp):
         request: Request[RecordAndRewardPlan],
         samples: Samples | None,
         owner: bytes,
+        budget: Budget | None,
     ) -> tuple[Message, tuple[Signed, bytes] | None]:
         """Train; the reply, and the contribution with the sealed update if all went well."""
         received, account = _single(message.content.array_records), device_account(context)
-        with logging(samples) as log:
+        with logging(samples) as log, offering(None if budget is None else budget.training):
             reply = super().__call__(message, context)
         if reply.has_error():
             return reply, None
         trained = _single(reply.content.array_records)
+        update: updates.Arrays = updates.difference(
+            messages.views(trained), messages.views(received)
+        )
+        if budget is not None:
+            reply.content = _without_metrics(reply.content, self._weighted_by_key)
+            unhidden, update = update, budget.protect(update)
+            if update is not unhidden:
+                trained = _record_of(updates.apply(messages.views(received), update))
         if log.returned != [_data(trained)]:
-            log.probabilities.clear()  # a mod changed what was measured
+            log.probabilities.clear()  # a mod or the noise changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
-        update = updates.difference(messages.views(trained), messages.views(received))
         digest, sealed = envelope.close(
             update, [owner, *request.plan.reader_keys], request.domain, account.address
         )
@@ -231,12 +250,16 @@ class ClientApp(FlowerClientApp):
             cid_to_bytes(cid_of(sealed)),
             self._told(context),
             errors,
+            spent=0 if budget is None else budget.spent,
         )
         signed = Signed(contribution, sign(contribution.encode(request.domain), account))
+        _seal_reply(reply, signed, sealed)
+        if budget is not None:
+            budget.keep(sealed, reply.content)
         with OwnStore.of(context, request.plan.run, account.address) as store:
             if store is not None:
                 store.put(sealed)
-        _seal_reply(reply, signed, None if store else sealed)
+                del reply.content[messages.SEALED]
         return reply, (signed, sealed)
 
     def _errors(
@@ -301,8 +324,23 @@ class ClientApp(FlowerClientApp):
         return cost
 
 
-def _seal_reply(reply: Message, signed: Signed, sealed: bytes | None) -> None:
-    """Put the contribution in place of the arrays, and the sealed update unless it is stored."""
+def _made(sent: RecordDict) -> tuple[Signed, bytes]:
+    """The contribution that the device sent, with the sealed update."""
+    signed, sealed = messages.read_contribution(sent)
+    assert sealed is not None
+    return signed, sealed
+
+
+def _without_metrics(content: RecordDict, kept: str) -> RecordDict:
+    """What of a reply no noise hides is left out, but for one metric."""
+    metrics = _single(content.metric_records)
+    (name,) = content.metric_records
+    metric = MetricRecord({kept: metrics[kept]} if kept in metrics else {})
+    return RecordDict({**content.array_records, name: metric})
+
+
+def _seal_reply(reply: Message, signed: Signed, sealed: bytes) -> None:
+    """Put the contribution in place of the arrays, with the sealed update."""
     for key in list(reply.content.array_records):
         del reply.content[key]
     messages.write_contribution(reply.content, signed, sealed)
@@ -342,6 +380,10 @@ def _single(records: Mapping[str, Record]) -> Record:
     if len(records) != 1:
         raise FormatError(f"expected one record of each kind in a reply, found {len(records)}")
     return next(iter(records.values()))
+
+
+def _record_of(arrays: updates.Arrays) -> ArrayRecord:
+    return ArrayRecord({key: Array(array) for key, array in arrays.items()})
 
 
 def _numpy(record: ArrayRecord) -> updates.Arrays:

@@ -1,6 +1,5 @@
 """A device with access to a node of its own: it checks what it is told, and submits itself."""
 
-import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from logging import WARNING
@@ -8,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
-from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.common import log
 
-from flower_chain import durable, messages
+from flower_chain.client.outbox import Outbox
 from flower_chain.errors import ConfigError, LedgerError, TaskRefused, WrongChain
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation
 from flower_chain.messages import Request
 from flower_chain.records import Domain, Signed
-from flower_chain.store import DirectoryStore
-from flower_chain.store.cid import cid_from_bytes
 from flower_chain.waiting import pauses
-
-BYTES = ("digest", "cid", "signature")
-"""What JSON holds in hex."""
 
 BEHIND = 60.0
 """Seconds that the device's node may be behind the owner's."""
@@ -54,7 +48,7 @@ class OwnNode:
         self._contract = Contract(self._ledger, domain.contract, "RecordAndReward")
         self._federation = Federation(self._contract, account)
         self._account = account
-        self._outbox = outbox / f"{domain.chain_id}-{domain.contract}"
+        self._outbox = Outbox(outbox / f"{domain.chain_id}-{domain.contract}")
 
     @classmethod
     @contextmanager
@@ -105,21 +99,20 @@ class OwnNode:
             If the device does not know any more what that was.
         """
         self._ledger.catch_up(self._account.address)
-        _, next_version, _ = self._contract.call("devices", self._account.address)
+        _, next_version, *_ = self._contract.call("devices", self._account.address)
         if next_version <= version:
             return None
-        content = self._read()
-        found = messages.read_contribution(content)[0].contribution if content else None
-        if found is None or found.version != version:
+        kept = self._outbox.read()
+        if kept is None or kept.version != version:
             raise TaskRefused(f"version {version}: the device has contributed, or was refused")
-        return content
+        return kept.content
 
     def submit(self, signed: Signed, sealed: bytes, content: RecordDict) -> None:
         """Record a contribution on the ledger; `content` is what the owner is sent.
 
         If the node fails the owner may still relay it, unless that finds it on the ledger.
         """
-        self._write(sealed, content)
+        self._outbox.write(sealed, content)
         try:
             (verdict,) = self._federation.submit([signed])
         except LedgerError as fault:
@@ -139,33 +132,6 @@ class OwnNode:
             if version >= wanted:
                 break
         return version
-
-    def _write(self, sealed: bytes, content: RecordDict) -> None:
-        cid = DirectoryStore(self._outbox).put(sealed)
-        kept = {
-            "record": dict(content.config_records[messages.RECORD]),
-            "metrics": {name: dict(record) for name, record in content.metric_records.items()},
-        }
-        durable.replace(self._file, json.dumps(kept, default=bytes.hex).encode())
-        for old in self._outbox.iterdir():
-            if old.name not in (cid, self._file.name):
-                old.unlink()
-
-    def _read(self) -> RecordDict | None:
-        if not self._file.exists():
-            return None
-        kept: dict[str, Any] = json.loads(self._file.read_bytes())
-        record = kept["record"] | {name: bytes.fromhex(kept["record"][name]) for name in BYTES}
-        content = RecordDict({name: MetricRecord(m) for name, m in kept["metrics"].items()})
-        content[messages.RECORD] = ConfigRecord(record)
-        signed, _ = messages.read_contribution(content)
-        sealed = DirectoryStore(self._outbox).get(cid_from_bytes(signed.contribution.cid))
-        messages.write_contribution(content, signed, sealed)
-        return content
-
-    @property
-    def _file(self) -> Path:
-        return self._outbox / "contribution.json"
 
 
 def _text(value: object) -> str:

@@ -30,7 +30,7 @@ BATCH = 200
 BATCH_BYTES = 110_000
 """Contributions in one transaction: nodes take none of more than 128 KiB."""
 
-ENTRY_BYTES = 512
+ENTRY_BYTES = 544
 """A contribution without its errors, encoded."""
 
 
@@ -171,6 +171,15 @@ class History:
     returned: int = 0
     finished: bool = False
 
+    @property
+    def spent(self) -> dict[str, int]:
+        """What each device has spent of its privacy, in millionths of epsilon, by account.
+
+        Also on what the scheme refused: the update has left the device.
+        """
+        verdicts = [verdict for version in self.versions for verdict in version.verdicts]
+        return {v.device: v.signed.contribution.spent for v in verdicts if v.is_final}
+
 
 class Federation:
     """A scheme's contract, in the package's own words.
@@ -201,6 +210,10 @@ class Federation:
     def is_enrolled(self, device: str) -> bool:
         """Whether `device` may contribute."""
         return bool(self.contract.call("devices", device)[0])
+
+    def spent(self, device: str) -> int:
+        """What `device` has spent of its privacy, in millionths of epsilon."""
+        return int(self.contract.call("devices", device)[3])
 
     def enrol(self, devices: Sequence[str]) -> None:
         """Put `devices` on the allowlist."""
@@ -396,6 +409,7 @@ def _verdict(event: Event, current: int) -> Verdict:
         bytes(args["cid"]),
         from_bits(args["classes"]),
         *unpack_errors(bytes(args["errors"])),
+        spent=args["spent"],
     )
     signed = Signed(contribution, bytes(args["r"]) + bytes(args["vs"]))
     return Verdict(signed, Refusal(args.get("reason", 0)), args.get("due", 0), event)

@@ -21,5 +21,5 @@ def _of_the_scheme(run: AnyRun) -> Summary:
         return data_trust.summarise(run.experiment)
     federation = run.federation
     return record_and_reward.summarise(
-        federation.history(), federation.contract.address, federation.pool
+        federation.history(), federation.contract.address, federation.pool, run.plan.budget
     )

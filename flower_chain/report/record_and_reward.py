@@ -6,12 +6,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from flower_chain.ledger.federation import History, Version
+from flower_chain.privacy.accountant import UNITS
 from flower_chain.records import NOBODY, PPM, UNMEASURED, Refusal
 from flower_chain.report import base
 from flower_chain.report.base import in_tokens
+
+BAR = 20
+"""Characters that a whole budget is drawn with."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Device:
         Data points of its accepted updates.
     earned, balance : int
         All that it was paid, and what of it it can still withdraw, in the token's smallest unit.
+    spent : int
+        What it has spent of its privacy, in millionths of epsilon.
     """
 
     account: str
@@ -71,6 +78,7 @@ class Device:
     data_points: int
     earned: int
     balance: int
+    spent: int
 
 
 @dataclass(frozen=True)
@@ -85,17 +93,22 @@ class Summary(base.Summary):
         What is left in it, in the token's smallest unit.
     rounds : list of Round
     devices : list of Device
+    budget : int
+        What each device may spend of its privacy, in millionths of epsilon; 0 if none is counted.
     """
 
     contract: str
     pool: int
     rounds: list[Round]
     devices: list[Device]
+    budget: int
 
     def tables(self) -> Iterator[RenderableType]:
         """For people."""
         yield _rounds_table(self.rounds)
         yield _devices_table(self.devices)
+        if self.budget:
+            yield _privacy_table(self.devices, self.budget)
         yield f"Left in the pool: {in_tokens(self.pool)} tokens"
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +122,7 @@ class Summary(base.Summary):
         return values
 
 
-def summarise(history: History, contract: str, pool: int) -> Summary:
+def summarise(history: History, contract: str, pool: int, budget: int = 0) -> Summary:
     """What `history` comes to.
 
     Parameters
@@ -119,14 +132,17 @@ def summarise(history: History, contract: str, pool: int) -> Summary:
         Its address.
     pool : int
         What is left in it, in the token's smallest unit.
+    budget : int
+        What each device may spend of its privacy, in millionths of epsilon; 0 if none is counted.
     """
     rounds = [_round(version) for version in history.versions]
     accounts = sorted({*history.enrolled, *(d for r in rounds for d, _ in r.refused)})
-    accepted, refused = _accepted_points(history), _refusals(history)
+    accepted, refused, spent = _accepted_points(history), _refusals(history), history.spent
     devices = [
-        _device(account, history, accepted[account], refused[account]) for account in accounts
+        _device(account, history, accepted[account], refused[account], spent.get(account, 0))
+        for account in accounts
     ]
-    return Summary(contract, pool, rounds, devices)
+    return Summary(contract, pool, rounds, devices, budget)
 
 
 def _rounds_table(rounds: Iterable[Round]) -> Table:
@@ -166,6 +182,19 @@ def _devices_table(devices: Iterable[Device]) -> Table:
     return table
 
 
+def _privacy_table(devices: Iterable[Device], budget: int) -> Table:
+    """How much each device has left of its privacy."""
+    table = Table(title=f"Privacy: epsilon spent of {budget / UNITS:g}", title_justify="left")
+    table.add_column("device", no_wrap=True)
+    table.add_column("spent", justify="right")
+    table.add_column("", width=BAR)
+    for entry in devices:
+        if entry.account != NOBODY:
+            bar = ProgressBar(total=budget, completed=entry.spent, width=BAR)
+            table.add_row(entry.account, f"{entry.spent / UNITS:.3f}", bar)
+    return table
+
+
 def _round(version: Version) -> Round:
     error = version.model.error_ppm
     return Round(
@@ -198,7 +227,9 @@ def _refusals(history: History) -> dict[str, list[str]]:
     return reasons
 
 
-def _device(account: str, history: History, accepted: list[int], refused: list[str]) -> Device:
+def _device(
+    account: str, history: History, accepted: list[int], refused: list[str], spent: int
+) -> Device:
     earned = history.credited.get(account, 0)
     return Device(
         account,
@@ -207,6 +238,7 @@ def _device(account: str, history: History, accepted: list[int], refused: list[s
         sum(accepted),
         earned,
         earned - history.withdrawn.get(account, 0),
+        spent,
     )
 
 

@@ -242,4 +242,5 @@ def _terms(plan: RecordAndRewardPlan) -> tuple[bytes | int, ...]:
         plan.rate,
         plan.max_data_cost,
         plan.patience_s,
+        plan.budget,
     )

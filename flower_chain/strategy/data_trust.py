@@ -5,10 +5,15 @@ from logging import INFO, WARNING
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    FedAvg,
+    Strategy,
+)
 
 from flower_chain import audit_messages
-from flower_chain.errors import FormatError, SealError, StoreError
+from flower_chain.errors import ConfigError, FormatError, SealError, StoreError
 from flower_chain.ledger.blockflow import Round, Stage
 from flower_chain.ledger.data_trust import Verdict
 from flower_chain.records import TOKEN_UNITS, Leave, SignedBy, TrainedModel
@@ -16,9 +21,10 @@ from flower_chain.rules.blockflow import ONE
 from flower_chain.run import DataTrustRun
 from flower_chain.store.cid import cid_from_bytes
 from flower_chain.strategy.base import SUPERLINK, as_model, keep_common_metrics, record_of
+from flower_chain.strategy.central_dp import check_arrays, check_central_dp, fit_noise
 from flower_chain.strategy.peers import PeersStrategy, Said, require_mean
 from flower_chain.strategy.settings import DataTrustSettings
-from flower_chain.updates import Arrays, check_finite, unpack, weighted_mean
+from flower_chain.updates import Arrays, Format, check_finite, unpack, weighted_mean
 
 
 class DataTrust(PeersStrategy):
@@ -61,8 +67,18 @@ class DataTrust(PeersStrategy):
         self._is_mean = type(strategy).aggregate_train is FedAvg.aggregate_train
         if settings.aggregation != "server":
             require_mean(strategy)
+        check_central_dp(strategy)
+        if isinstance(strategy, DifferentialPrivacyClientSideAdaptiveClipping):
+            raise ConfigError(
+                f"{type(strategy).__name__}: workers don't tell whether a model was clipped; take "
+                "DifferentialPrivacyServerSideAdaptiveClipping"
+            )
         super().__init__(strategy, settings)
         self._leaves: dict[int, SignedBy[Leave]] = {}
+
+    def _open(self, grid: Grid, model: Arrays) -> Arrays:
+        check_arrays(self.strategy, Format.of(model))
+        return super()._open(grid, model)
 
     def _log_terms(self) -> None:
         plan = self._run.plan
@@ -135,6 +151,7 @@ class DataTrust(PeersStrategy):
             return self._received
         if self._is_mean:
             return weighted_mean(list(models.values()), [1] * len(models))
+        fit_noise(self.strategy, len(models))
         combined, _ = self.strategy.aggregate_train(number + 1, self._replies(number, models))
         try:
             arrays = self._received if combined is None else as_model(combined, self._received)

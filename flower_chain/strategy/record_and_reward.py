@@ -11,11 +11,12 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flower_chain import messages, updates
 from flower_chain.envelope import is_kept
-from flower_chain.errors import ConfigError, FormatError
+from flower_chain.errors import ConfigError, FormatError, RunEnded
 from flower_chain.examiner import Examiner
 from flower_chain.ledger.federation import Finding, Version
 from flower_chain.messages import Request, Samples
 from flower_chain.plan import RecordAndRewardPlan
+from flower_chain.privacy.accountant import UNITS, Accountant
 from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, sign
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy.admission import Admission, Admitter
@@ -29,6 +30,7 @@ from flower_chain.strategy.base import (
     record_of,
     tell,
 )
+from flower_chain.strategy.central_dp import check_arrays, check_central_dp, fit_noise, norm_bit
 from flower_chain.strategy.settings import RecordAndRewardSettings
 from flower_chain.updates import Arrays, Format, apply
 
@@ -79,6 +81,7 @@ class RecordAndReward(LedgerStrategy):
         self._examiner = examiner
         self._is_mean = type(strategy) is FedAvg
         settings.check_inner(self._inner)
+        check_central_dp(strategy)
         self._hellos: dict[int, Hello] = {}
         self._invited: dict[int, Hello] = {}
         self._silent: list[Finding] = []
@@ -87,6 +90,15 @@ class RecordAndReward(LedgerStrategy):
         run = self._run
         log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
         log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
+        if run.plan.charges is not None:
+            self._log_privacy(run.plan, run.plan.charges)
+
+    def _log_privacy(self, plan: RecordAndRewardPlan, charges: Accountant) -> None:
+        log(INFO, "\t│\t├── Privacy: %s, clip %g, noise %g", plan.privacy, plan.clip, plan.noise)
+        told = plan.budget / UNITS, plan.delta, self._payable
+        log(INFO, "\t│\t├── Budget: epsilon %g at delta %g pays %d rounds of a device", *told)
+        if plan.noise_seed >= 0:
+            log(WARNING, "\t│\t├── NOT PRIVATE: noise is drawn from the seed %d", plan.noise_seed)
 
     def _prepare(
         self, _num_rounds: int, timeout: float, _evaluate_config: ConfigRecord | None
@@ -114,6 +126,8 @@ class RecordAndReward(LedgerStrategy):
         request = self._request()
         for message in invited:
             self._ask(message, request)
+        if nodes and not invited and not version.closed:
+            self._end_if_all_is_spent()
         return invited
 
     def aggregate_train(
@@ -132,6 +146,8 @@ class RecordAndReward(LedgerStrategy):
     def _open(self, grid: Grid, model: Arrays) -> Arrays:
         settings = self.settings
         plan = settings.plan(Format.of(model), self._examiner.digest, self._inner)
+        check_arrays(self.strategy, plan.model)
+        self._payable = _rounds_paid(plan)
         self._run = RecordAndRewardRun.start(
             settings.path,
             settings.ledger,
@@ -166,7 +182,26 @@ class RecordAndReward(LedgerStrategy):
             if verdict.is_final and (verdict.reason or is_kept(store, verdict.signed.contribution))
         }
         known = {node: self._hellos[node] for node in nodes if node in self._hellos}
-        return {node: hello for node, hello in known.items() if hello.device not in settled}
+        left = {node: hello for node, hello in known.items() if hello.device not in settled}
+        return {node: hello for node, hello in left.items() if not self._is_spent(hello.device)}
+
+    def _is_spent(self, device: str) -> bool:
+        """Whether the device's privacy budget does not pay another round."""
+        charges = self._run.plan.charges
+        if charges is None:
+            return False
+        return self._run.federation.spent(device) >= charges.spent(self._payable)
+
+    def _end_if_all_is_spent(self) -> None:
+        """End the run if no enrolled device could contribute to this or any later version."""
+        devices = self._run.federation.history().enrolled
+        if devices and all(map(self._is_spent, devices)):
+            self._run.federation.collect(self._version, [])
+            epsilon = self._run.plan.budget / UNITS
+            raise RunEnded(
+                f"the run ended after round {self._version}: the privacy budget of epsilon "
+                f"{epsilon:g} pays no further round of any of {len(devices)} devices"
+            )
 
     def _introduce(self, grid: Grid, nodes: Sequence[int]) -> list[Finding]:
         """Ask the nodes that are not known yet who they are; tell what went wrong."""
@@ -230,7 +265,11 @@ class RecordAndReward(LedgerStrategy):
         return Admitter(self._owner, run.federation.domain, run.plan, run.store, self._received)
 
     def _check_evidence(self, admission: Admission) -> Admission:
-        if admission.reason or self._evidence_fits(admission):
+        if admission.reason:
+            return admission
+        if not self._spent_fits(admission):
+            return admission.refused(Refusal.FALSE_EVIDENCE, "its epsilon is that of no round")
+        if self._evidence_fits(admission):
             return admission
         return admission.refused(Refusal.FALSE_EVIDENCE, "its errors are not those of the update")
 
@@ -288,6 +327,7 @@ class RecordAndReward(LedgerStrategy):
         self, server_round: int, accepted: Sequence[Admission], replies: Sequence[Message]
     ) -> tuple[Arrays, MetricRecord | None]:
         if not self._is_mean:
+            fit_noise(self.strategy, len(replies))
             combined, metrics = self.strategy.aggregate_train(server_round, replies)
             return (
                 self._received if combined is None else as_model(combined, self._received)
@@ -309,8 +349,9 @@ class RecordAndReward(LedgerStrategy):
         content = RecordDict({k: v for k, v in sent.config_records.items() if k != messages.RECORD})
         if not self._is_mean:
             content[self._arrays_key] = record_of(updates.apply(self._received, admission.update))
-        told = next(iter(sent.metric_records.values()), MetricRecord())
-        content["metrics"] = MetricRecord({**told, self._weight_key: 1.0})
+        told = dict(next(iter(sent.metric_records.values()), MetricRecord()))
+        told = {**told, **norm_bit(self.strategy, admission.update), self._weight_key: 1.0}
+        content["metrics"] = MetricRecord(told)
         reply.content = content
         return reply
 
@@ -336,6 +377,12 @@ class RecordAndReward(LedgerStrategy):
             run.federation.pool / TOKEN_UNITS,
         )
 
+    def _spent_fits(self, admission: Admission) -> bool:
+        """Whether what the device says that it has spent is what some number of rounds costs."""
+        assert admission.signed is not None
+        contribution, charges = admission.signed.contribution, self._run.plan.charges
+        return charges is None or charges.fits(contribution.spent, contribution.version + 1)
+
     def _evidence_fits(self, admission: Admission) -> bool:
         assert admission.signed is not None
         assert admission.update is not None
@@ -347,3 +394,17 @@ class RecordAndReward(LedgerStrategy):
             self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )
+
+
+def _rounds_paid(plan: RecordAndRewardPlan) -> int:
+    """How many rounds of a device its privacy budget pays; ConfigError if that is none."""
+    charges = plan.charges
+    if charges is None:
+        return 0
+    rounds = charges.rounds(plan.budget)
+    if rounds == 0:
+        raise ConfigError(
+            f"dp-epsilon = {plan.budget / UNITS:g}: one round costs {charges.epsilon(1):.4g}; add "
+            "noise or spend more"
+        )
+    return rounds

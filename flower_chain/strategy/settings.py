@@ -15,6 +15,8 @@ from eth_utils.address import is_address, to_checksum_address
 from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, address_of, load, load_or_create, public_key
 from flower_chain.plan import BlockFlowPlan, DataTrustPlan, PeersPlan, RecordAndRewardPlan
+from flower_chain.privacy.accountant import MAX_BUDGET, PURE, UNITS
+from flower_chain.privacy.mechanisms import Kind
 from flower_chain.records import TOKEN_UNITS, to_ppm
 from flower_chain.rules.blockflow import ONE, to_score
 from flower_chain.rules.data_trust import smallest
@@ -69,6 +71,9 @@ class Settings:
         Seconds to wait for a device to introduce itself.
     confirmations : int
         Blocks of a node's chain that must hold or follow a transaction before it counts.
+    dp : str
+        Local differential privacy, under record-and-reward: ``gaussian`` or ``laplace`` noise on
+        each device's update, or ``dp-sgd`` in its training; empty for none. See docs/privacy.md.
 
     Raises
     ------
@@ -88,6 +93,7 @@ class Settings:
     token: str = ""
     timeout: int = 60
     confirmations: int = 1
+    dp: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -177,6 +183,23 @@ class RecordAndRewardSettings(Settings):
         eta in T + eta * mean of the accepted updates; 1 unless the inner strategy is FedAvg.
     patience : int
         Seconds after which anyone may pay what the owner left unpaid.
+    dp_clip : float
+        If `dp` is set: the norm that an update has at most, L2 or with Laplace noise L1; with
+        DP-SGD, that the gradient of a record has.
+    dp_noise : float
+        Standard deviation or scale of the noise, as a multiple of the sensitivity: of twice
+        `dp_clip`, with DP-SGD of `dp_clip`.
+    dp_accountant : str
+        ``rdp`` or ``prv``: how Gaussian noise is accounted for.
+    dp_epsilon, dp_delta : float
+        The budget: what each device may spend in the run. Laplace noise has no delta.
+    dp_sample_rate : float
+        DP-SGD only: the probability that a record is in the batch of a step.
+    dp_steps : int
+        DP-SGD only: steps that a device takes in a round, at most; it pays for all of them.
+    dp_seed : int
+        What noise is drawn from if it shall come again, which is *not private*; negative for noise
+        that nobody can predict.
 
     Raises
     ------
@@ -197,6 +220,14 @@ class RecordAndRewardSettings(Settings):
     tolerance: float = 0.01
     learning_rate: float = 1.0
     patience: int = 7 * 24 * 3600
+    dp_clip: float = 1.0
+    dp_noise: float = 1.0
+    dp_accountant: str = "rdp"
+    dp_epsilon: float = 8.0
+    dp_delta: float = 1e-5
+    dp_sample_rate: float = 0.1
+    dp_steps: int = 10
+    dp_seed: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -206,6 +237,10 @@ class RecordAndRewardSettings(Settings):
                 raise refused(name, getattr(self, name), "it must be in [0, 1]")
         for name in ("rate", "pool"):
             _token_units(name, getattr(self, name))
+        if self.dp not in ("", *Kind):
+            raise refused("dp", self.dp, f"it must be one of {', '.join(Kind)}, or empty")
+        if self.dp and not 1 / UNITS <= self.dp_epsilon <= MAX_BUDGET / UNITS:
+            raise refused("dp_epsilon", self.dp_epsilon, "it must be a positive number")
 
     @property
     def funds(self) -> Funds:
@@ -258,7 +293,23 @@ class RecordAndRewardSettings(Settings):
             tolerance_ppm=to_ppm(self.tolerance),
             readers=self.reader_keys(),
             keep_rounds=self.keep_rounds,
+            **self._privacy(),
         )
+
+    def _privacy(self) -> dict[str, Any]:
+        """The terms of a plan that tell what devices do for their privacy."""
+        is_on, is_pure, is_sgd = bool(self.dp), self.dp == Kind.LAPLACE, self.dp == Kind.DP_SGD
+        return {
+            "privacy": self.dp,
+            "clip": float(self.dp_clip * is_on),
+            "noise": float(self.dp_noise * is_on),
+            "accountant": PURE if is_pure else self.dp_accountant if is_on else "",
+            "budget": int(Decimal(str(self.dp_epsilon)) * UNITS) * is_on,
+            "delta": 0.0 if is_pure else float(self.dp_delta * is_on),
+            "sample_rate": float(self.dp_sample_rate if is_sgd else is_on),
+            "steps": self.dp_steps if is_sgd else int(is_on),
+            "noise_seed": max(self.dp_seed, -1) if is_on else -1,
+        }
 
 
 @dataclass(frozen=True)
@@ -289,6 +340,13 @@ class PeersSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dp:
+            raise refused(
+                "dp",
+                self.dp,
+                "no budget is kept under this scheme, where models that "
+                "devices judge each other by would each cost some",
+            )
         _token_units("bond", self.bond)
         if self.quorum < 0:
             raise refused("quorum", self.quorum, "it must not be negative")

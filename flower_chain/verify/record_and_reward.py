@@ -9,7 +9,9 @@ from flower_chain.errors import ConfigError, FormatError, Unverified
 from flower_chain.examiner import Examiner
 from flower_chain.keys import Reader
 from flower_chain.ledger.federation import History, Verdict, Version
+from flower_chain.privacy.accountant import UNITS
 from flower_chain.records import UNMEASURED, Refusal
+from flower_chain.rules import budget
 from flower_chain.rules.record_and_reward import judge
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.updates import Arrays, apply, check_finite, digest, mean, pack
@@ -47,6 +49,7 @@ class RecordAndRewardVerifier(Verifier):
         self._examiner = examiner
         self._history: History = run.federation.history()
         self._contributed: set[tuple[str, int]] = set()
+        self._spent: dict[str, int] = {}
         self._paid = 0
         self._on_word = 0
 
@@ -96,6 +99,7 @@ class RecordAndRewardVerifier(Verifier):
             "rate": self._plan.rate,
             "maxDataCost": self._plan.max_data_cost,
             "patience": self._plan.patience_s,
+            "budget": self._plan.budget,
         }
         self._check_terms(agreed)
 
@@ -177,6 +181,8 @@ class RecordAndRewardVerifier(Verifier):
         if not version.settled:
             self._leave_open(version)
             return None
+        for verdict in version.accepted:
+            self._check_spent(version, verdict)
         there = [verdict for verdict in version.accepted if not self._is_lost(version, verdict)]
         for verdict in there:
             self._check_stored(version, verdict)
@@ -224,7 +230,11 @@ class RecordAndRewardVerifier(Verifier):
             return Refusal.VERSION_CLOSED, 0
         if self._had_contributed(version, verdict):
             return Refusal.SECOND_CONTRIBUTION, 0
+        before = self._spent.get(verdict.device, 0)
+        if reason := budget.check(self._plan.budget, before, contribution.spent):
+            return reason, 0
         self._contributed.add((verdict.device, version.number))
+        self._spent[verdict.device] = contribution.spent
         return judge(self._plan, contribution)
 
     def _was_enrolled(self, version: Version, verdict: Verdict) -> bool:
@@ -244,6 +254,21 @@ class RecordAndRewardVerifier(Verifier):
         except RefusedError as refused:
             raise Unverified(f"{_where(version, verdict)}: {refused}") from refused
         self._report.count("stored updates")
+
+    def _check_spent(self, version: Version, verdict: Verdict) -> None:
+        """The epsilon of an accepted contribution, which is what some number of rounds costs."""
+        if not self._spent_fits(verdict):
+            spent = verdict.signed.contribution.spent / UNITS
+            raise Unverified(
+                f"{_where(version, verdict)}: an epsilon of {spent:g} is that of no number of "
+                f"rounds from 1 to {version.number + 1}"
+            )
+        if self._plan.charges is not None:
+            self._report.count("privacy charges")
+
+    def _spent_fits(self, verdict: Verdict) -> bool:
+        contribution, charges = verdict.signed.contribution, self._plan.charges
+        return charges is None or charges.fits(contribution.spent, contribution.version + 1)
 
     def _check_update(self, version: Version, verdict: Verdict, model: Arrays | None) -> Arrays:
         """An accepted update, which must be in order and have the errors that were signed."""
@@ -285,7 +310,9 @@ class RecordAndRewardVerifier(Verifier):
         except RefusedError as refused:
             found = refused.reason
         else:
-            fits = self._evidence_fits(version, verdict, model, update)
+            fits = self._spent_fits(verdict) and self._evidence_fits(
+                version, verdict, model, update
+            )
             if fits is None and reason is Refusal.FALSE_EVIDENCE:
                 return
             found = Refusal.FALSE_EVIDENCE if fits is False else Refusal.NONE

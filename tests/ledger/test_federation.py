@@ -44,9 +44,10 @@ def start(
 ) -> Callable[..., Federation]:
     """Deploys a federation with a pool; all devices but the last are enrolled."""
 
-    def start(rule: Rule = Rule.GAIN, pool: int = POOL) -> Federation:
+    def start(rule: Rule = Rule.GAIN, pool: int = POOL, budget: int = 0) -> Federation:
         token = ledger.deploy(owner, "RewardToken", 10**24)
-        terms = b"\7" * 32, int(rule), 500_000, 300_000, 100_000, 400_000, 50_000, RATE, MOST, 60
+        shares = 500_000, 300_000, 100_000, 400_000, 50_000
+        terms = b"\7" * 32, int(rule), *shares, RATE, MOST, 60, budget
         contract = ledger.deploy(
             owner, "RecordAndReward", token.address, terms, model_of(0, 900_000).as_tuple()
         )
@@ -225,6 +226,7 @@ class TestSubmit:
             cid=b"",
             classes=tuple(range(256)),
             errors=(2**32 - 1,) * 256,
+            spent=2**64 - 1,
         )
         (verdict,) = federation.submit([signed])
         assert verdict.signed == signed

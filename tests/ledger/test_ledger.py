@@ -29,7 +29,7 @@ MODEL = (b"\1" * 32, b"\2" * 36, b"\3" * 32, UNMEASURED)
 
 
 def terms(threshold_ppm: int = 0) -> tuple[Any, ...]:
-    return b"\7" * 32, int(Rule.TREND), threshold_ppm, 0, 0, 0, 1, 10, 1000, 60
+    return b"\7" * 32, int(Rule.TREND), threshold_ppm, 0, 0, 0, 1, 10, 1000, 60, 0
 
 
 @pytest.fixture

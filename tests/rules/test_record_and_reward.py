@@ -542,6 +542,15 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         tolerance_ppm=0,
         readers="",
         keep_rounds=0,
+        privacy="",
+        clip=0.0,
+        noise=0.0,
+        accountant="",
+        budget=0,
+        delta=0.0,
+        sample_rate=0.0,
+        steps=0,
+        noise_seed=-1,
     )
     run = RecordAndRewardRun.start(
         path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED

@@ -51,7 +51,8 @@ class Outcome:
     def summary(self) -> Summary:
         """As ``flower-chain show`` tells it."""
         pool = self.run.federation.pool
-        return summarise(self.history, self.run.pointers.contract, pool)
+        budget = self.run.plan.budget
+        return summarise(self.history, self.run.pointers.contract, pool, budget)
 
     def accepted(self, version: int = 0) -> list[str]:
         """Accounts."""

@@ -42,8 +42,36 @@ def a_plan(**terms: Any) -> RecordAndRewardPlan:
         "tolerance_ppm": 10_000,
         "readers": "",
         "keep_rounds": 0,
+        "privacy": "",
+        "clip": 0.0,
+        "noise": 0.0,
+        "accountant": "",
+        "budget": 0,
+        "delta": 0.0,
+        "sample_rate": 0.0,
+        "steps": 0,
+        "noise_seed": -1,
     }
     return RecordAndRewardPlan(**(default | terms))
+
+
+def a_private_plan(privacy: str = "gaussian", **terms: Any) -> RecordAndRewardPlan:
+    """Terms of a run with a privacy budget, but for some."""
+    default: dict[str, Any] = {
+        "privacy": privacy,
+        "clip": 1.0,
+        "noise": 2.0,
+        "accountant": "rdp",
+        "budget": 8_000_000,
+        "delta": 1e-5,
+        "sample_rate": 1.0,
+        "steps": 1,
+    }
+    if privacy == "laplace":
+        default |= {"accountant": "pure", "delta": 0.0}
+    if privacy == "dp-sgd":
+        default |= {"sample_rate": 0.1, "steps": 10}
+    return a_plan(**(default | terms))
 
 
 def samples() -> Samples:
