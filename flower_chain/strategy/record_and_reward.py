@@ -16,7 +16,7 @@ from flower_chain.examiner import Examiner
 from flower_chain.ledger.federation import Finding, Version
 from flower_chain.messages import Request, Samples
 from flower_chain.plan import RecordAndRewardPlan
-from flower_chain.privacy.accountant import UNITS, Accountant
+from flower_chain.privacy.accountant import UNITS
 from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, sign
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy.admission import Admission, Admitter
@@ -91,11 +91,11 @@ class RecordAndReward(LedgerStrategy):
         log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
         log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
         if run.plan.charges is not None:
-            self._log_privacy(run.plan, run.plan.charges)
+            self._log_privacy(run.plan, run.plan.charges.rounds(run.plan.budget))
 
-    def _log_privacy(self, plan: RecordAndRewardPlan, charges: Accountant) -> None:
+    def _log_privacy(self, plan: RecordAndRewardPlan, rounds: int) -> None:
         log(INFO, "\t│\t├── Privacy: %s, clip %g, noise %g", plan.privacy, plan.clip, plan.noise)
-        told = plan.budget / UNITS, plan.delta, self._payable
+        told = plan.budget / UNITS, plan.delta, rounds
         log(INFO, "\t│\t├── Budget: epsilon %g at delta %g pays %d rounds of a device", *told)
         if plan.noise_seed >= 0:
             log(WARNING, "\t│\t├── NOT PRIVATE: noise is drawn from the seed %d", plan.noise_seed)
@@ -147,7 +147,6 @@ class RecordAndReward(LedgerStrategy):
         settings = self.settings
         plan = settings.plan(Format.of(model), self._examiner.digest, self._inner)
         check_arrays(self.strategy, plan.model)
-        self._payable = _rounds_paid(plan)
         self._run = RecordAndRewardRun.start(
             settings.path,
             settings.ledger,
@@ -187,10 +186,11 @@ class RecordAndReward(LedgerStrategy):
 
     def _is_spent(self, device: str) -> bool:
         """Whether the device's privacy budget does not pay another round."""
-        charges = self._run.plan.charges
-        if charges is None:
+        plan = self._run.plan
+        if plan.charges is None:
             return False
-        return self._run.federation.spent(device) >= charges.spent(self._payable)
+        most = plan.charges.spent(plan.charges.rounds(plan.budget))
+        return self._run.federation.spent(device) >= most
 
     def _end_if_all_is_spent(self) -> None:
         """End the run if no enrolled device could contribute to this or any later version."""
@@ -394,17 +394,3 @@ class RecordAndReward(LedgerStrategy):
             self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )
-
-
-def _rounds_paid(plan: RecordAndRewardPlan) -> int:
-    """How many rounds of a device its privacy budget pays; ConfigError if that is none."""
-    charges = plan.charges
-    if charges is None:
-        return 0
-    rounds = charges.rounds(plan.budget)
-    if rounds == 0:
-        raise ConfigError(
-            f"dp-epsilon = {plan.budget / UNITS:g}: one round costs {charges.epsilon(1):.4g}; add "
-            "noise or spend more"
-        )
-    return rounds

@@ -273,7 +273,7 @@ class RecordAndRewardSettings(Settings):
             If the terms don't fit together.
         """
         self.check_inner(inner)
-        return RecordAndRewardPlan(
+        plan = RecordAndRewardPlan(
             run=secrets.token_hex(16),
             model=model,
             rule=Rule.named(self.rule),
@@ -295,6 +295,10 @@ class RecordAndRewardSettings(Settings):
             keep_rounds=self.keep_rounds,
             **self._privacy(),
         )
+        if plan.charges is not None and plan.charges.spent(1) > plan.budget:
+            cost = f"one round costs {plan.charges.epsilon(1):.4g}; add noise or spend more"
+            raise refused("dp_epsilon", self.dp_epsilon, cost)
+        return plan
 
     def _privacy(self) -> dict[str, Any]:
         """The terms of a plan that tell what devices do for their privacy."""
