@@ -103,16 +103,16 @@ class RecordAndReward(LedgerStrategy):
         plan = self._run.plan
         log(INFO, "\t│\t├── Pool: %g tokens", self._run.federation.pool / TOKEN_UNITS)
         log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", plan.rule, self.settings.rate)
-        if plan.privacy:
-            self._log_privacy(plan)
+        if plan.charges is not None:
+            self._log_privacy(plan, plan.charges.rounds(plan.budget))
         if plan.encryption:
             log(INFO, "\t│\t├── Updates encrypted: %s, key of %s", plan.encryption, plan.key_holder)
             log(INFO, "\t│\t├── Decrypted: sums of %d at least", plan.least_summed)
             log(WARNING, "\t│\t├── Nobody can look into an update: the signed errors are believed.")
 
-    def _log_privacy(self, plan: RecordAndRewardPlan) -> None:
+    def _log_privacy(self, plan: RecordAndRewardPlan, rounds: int) -> None:
         log(INFO, "\t│\t├── Privacy: %s, clip %g, noise %g", plan.privacy, plan.clip, plan.noise)
-        told = plan.budget / UNITS, plan.delta, self._payable
+        told = plan.budget / UNITS, plan.delta, rounds
         log(INFO, "\t│\t├── Budget: epsilon %g at delta %g pays %d rounds of a device", *told)
         if plan.noise_seed >= 0:
             log(WARNING, "\t│\t├── NOT PRIVATE: noise is drawn from the seed %d", plan.noise_seed)
@@ -169,7 +169,6 @@ class RecordAndReward(LedgerStrategy):
         offer = None if self._holder is None else self._holder.offer
         plan = settings.plan(Format.of(model), self._examiner.digest, self._inner, offer)
         check_arrays(self.strategy, plan.model)
-        self._payable = _rounds_paid(plan)
         self._run = RecordAndRewardRun.start(
             settings.path,
             settings.ledger,
@@ -232,10 +231,11 @@ class RecordAndReward(LedgerStrategy):
 
     def _is_spent(self, device: str) -> bool:
         """Whether the device's privacy budget does not pay another round."""
-        charges = self._run.plan.charges
-        if charges is None:
+        plan = self._run.plan
+        if plan.charges is None:
             return False
-        return self._run.federation.spent(device) >= charges.spent(self._payable)
+        most = plan.charges.spent(plan.charges.rounds(plan.budget))
+        return self._run.federation.spent(device) >= most
 
     def _end_if_all_is_spent(self) -> None:
         """End the run if no enrolled device could contribute to this or any later version."""
@@ -466,17 +466,3 @@ class RecordAndReward(LedgerStrategy):
             self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )
-
-
-def _rounds_paid(plan: RecordAndRewardPlan) -> int:
-    """How many rounds of a device its privacy budget pays; ConfigError if that is none."""
-    charges = plan.charges
-    if charges is None:
-        return 0
-    rounds = charges.rounds(plan.budget)
-    if rounds == 0:
-        raise ConfigError(
-            f"dp-epsilon = {plan.budget / UNITS:g}: one round costs {charges.epsilon(1):.4g}; add "
-            "noise or spend more"
-        )
-    return rounds

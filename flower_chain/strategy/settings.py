@@ -349,6 +349,9 @@ class RecordAndRewardSettings(Settings):
             **self._encryption(offer),
         )
         _ = plan.cipher  # a key or a model that can't be used is told now
+        if plan.charges is not None and plan.charges.spent(1) > plan.budget:
+            cost = f"one round costs {plan.charges.epsilon(1):.4g}; add noise or spend more"
+            raise refused("dp_epsilon", self.dp_epsilon, cost)
         return plan
 
     def _encryption(self, offer: Offer | None) -> dict[str, Any]:

@@ -188,3 +188,18 @@ def test_the_model_may_be_arrays_as_flower_has_them(call, tmp_path):
     assert {key: array.shape for key, array in arrays.items()} == {
         key: array.shape for key, array in fresh().items()
     }
+
+
+def test_a_dry_run_tells_what_devices_may_spend_of_their_privacy(call, tmp_path):
+    privacy = {"dp": "laplace", "dp-noise": 2.0, "dp-epsilon": 3.0, "dp-seed": 7}
+    file = write_config(Federation(tmp_path, devices=1), **privacy)
+    done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS, "--dry-run")
+    told = " ".join(re.sub("[│┃|]", " ", done.output).split())
+    assert "laplace, epsilon 3 at delta 0, which pays 6 rounds of a device; NOT PRIVATE" in told
+
+
+def test_a_budget_that_pays_no_round_is_not_deployed(call, tmp_path):
+    privacy = {"dp": "laplace", "dp-noise": 0.1, "dp-epsilon": 3.0}
+    file = write_config(Federation(tmp_path, devices=1), **privacy)
+    done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS)
+    assert_refused(done, "dp-epsilon = 3.0: one round costs 10")
