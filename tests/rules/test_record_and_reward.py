@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.ledger.federation import Federation
-from flower_chain.plan import MAX_DATA_COST, MAX_RATE, RecordAndRewardPlan
+from flower_chain.plan import IN_THE_CLEAR, MAX_DATA_COST, MAX_RATE, RecordAndRewardPlan
 from flower_chain.records import PPM, UNMEASURED, Contribution, Refusal, Signed, sign
 from flower_chain.rules.record_and_reward import (
     MAX_ERRORS,
@@ -542,6 +542,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         tolerance_ppm=0,
         readers="",
         keep_rounds=0,
+        **IN_THE_CLEAR,
     )
     run = RecordAndRewardRun.start(
         path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED
