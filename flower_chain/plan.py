@@ -212,14 +212,14 @@ class RecordAndRewardPlan(Plan):
     sample_rate: float
     steps: int
     noise_seed: int
-    encryption: str = ""
-    cipher_key: str = ""
-    key_holder: str = ""
-    least_summed: int = 0
-    most_summed: int = 0
-    weight_steps: int = 0
-    value_range: float = 0.0
-    value_bits: int = 0
+    encryption: str
+    cipher_key: str
+    key_holder: str
+    least_summed: int
+    most_summed: int
+    weight_steps: int
+    value_range: float
+    value_bits: int
     scheme: str = "record-and-reward"
 
     def _check(self) -> None:
@@ -529,6 +529,18 @@ class DataTrustPlan(PeersPlan):
             weights.score(*(found.get(n, 0.0) for n in ("accuracy", "precision", "recall"))) / ONE
         )
 
+
+IN_THE_CLEAR: dict[str, Any] = {
+    "encryption": "",
+    "cipher_key": "",
+    "key_holder": "",
+    "least_summed": 0,
+    "most_summed": 0,
+    "weight_steps": 0,
+    "value_range": 0.0,
+    "value_bits": 0,
+}
+"""The terms of encrypted sums where updates are not encrypted."""
 
 PLANS: dict[str, type[Plan]] = {
     "record-and-reward": RecordAndRewardPlan,

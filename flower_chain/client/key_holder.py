@@ -176,11 +176,11 @@ def _check_parts(request: Request[RecordAndRewardPlan], parts: Sequence[Signed])
             f"{plan.most_summed}"
         )
     for name, values in (
-        ("device", [contribution.device for contribution in said]),
-        ("update", [contribution.digest for contribution in said]),
+        ("a device", [contribution.device for contribution in said]),
+        ("an update", [contribution.digest for contribution in said]),
     ):
         if len(set(values)) < len(values):
-            raise TaskRefused(f"a {name} is in the sum twice")
+            raise TaskRefused(f"{name} is in the sum twice")
     for signed in parts:
         device = signed.contribution.device
         if signed.contribution.version != version:

@@ -15,7 +15,13 @@ from eth_utils.address import is_address, to_checksum_address
 
 from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, address_of, load, load_or_create, public_key
-from flower_chain.plan import BlockFlowPlan, DataTrustPlan, PeersPlan, RecordAndRewardPlan
+from flower_chain.plan import (
+    IN_THE_CLEAR,
+    BlockFlowPlan,
+    DataTrustPlan,
+    PeersPlan,
+    RecordAndRewardPlan,
+)
 from flower_chain.privacy.accountant import MAX_BUDGET, PURE, UNITS
 from flower_chain.privacy.ciphers import SCHEMES as SUM_SCHEMES
 from flower_chain.privacy.mechanisms import Kind
@@ -357,7 +363,7 @@ class RecordAndRewardSettings(Settings):
     def _encryption(self, offer: Offer | None) -> dict[str, Any]:
         """The terms of encrypted sums, if updates are encrypted."""
         if not self.encryption:
-            return {}
+            return IN_THE_CLEAR
         if offer is None:
             rule = "the plan names the key, so the server begins the run when its holder is there"
             raise refused("encryption", self.encryption, rule)

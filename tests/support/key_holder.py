@@ -7,7 +7,6 @@ from pathlib import Path
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from federation import Federation
-from flwr.app import Context
 from local_grid import Node
 from phe.paillier import generate_paillier_keypair
 
@@ -24,10 +23,13 @@ RANGE = 4.0
 """The devices of tests take large steps."""
 
 
-@cache
 def key_of(scheme: str, number: int = 0) -> Secret:
     """A key pair; another for each number."""
-    del number
+    return _made(scheme, number)
+
+
+@cache
+def _made(scheme: str, _number: int) -> Secret:
     if scheme == "paillier":
         return PaillierSecret(generate_paillier_keypair(n_length=BITS)[1])
     return new_secret(scheme, 0)
@@ -58,8 +60,3 @@ def hold(federation: Federation, scheme: str = "paillier", **node_config: str) -
 def notes_of(node: Node) -> Path:
     """Where a holder notes what it decrypted."""
     return Path(f"{node.context.node_config['key-holder']}.sums")
-
-
-def context_of(node: Node) -> Context:
-    """Its context."""
-    return node.context
