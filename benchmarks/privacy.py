@@ -48,6 +48,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from flower_chain.privacy.accountant import Accountant
+from flower_chain.privacy.ciphers import TOTAL, Cipher, Secret, cipher_of, new_secret
+from flower_chain.privacy.ciphers import Terms as SumTerms
 from flower_chain.privacy.dp_sgd import Terms, make_private
 from flower_chain.privacy.mechanisms import Kind, protect
 from flower_chain.privacy.source import Source
@@ -57,7 +59,6 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 DEVICES = 10
-HIDDEN = 32
 RATE = 0.3
 PRIVATE_RATE = 1.0
 CLIPS = {Kind.GAUSSIAN: 2.5, Kind.LAPLACE: 180.0, Kind.DP_SGD: 1.0}
@@ -65,6 +66,9 @@ DELTA = 1e-5
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 PICTURES = (1, 8)
 ALIKE = 0.9
+KEY_BITS = 2048
+SUM = SumTerms(value_range=1.0, value_bits=16, most_weight=DEVICES)
+ENCRYPTED_RUNS = 1
 FALSE_POSITIVES = 0.01
 
 console = Console()
@@ -77,6 +81,8 @@ class Protection(StrEnum):
     GAUSSIAN = "Gaussian noise"
     LAPLACE = "Laplace noise"
     DP_SGD = "DP-SGD"
+    PAILLIER = "packed Paillier"
+    CKKS = "CKKS"
 
 
 KINDS = {
@@ -84,6 +90,7 @@ KINDS = {
     Protection.LAPLACE: Kind.LAPLACE,
     Protection.DP_SGD: Kind.DP_SGD,
 }
+CIPHERS = {Protection.PAILLIER: "paillier", Protection.CKKS: "ckks"}
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,15 @@ class Setup:
         In the pool of each device, of which it has about half in any run.
     schedule : Schedule
         Of a run.
+    hidden : int
+        Units of the network.
     """
 
     data: Path
     seed: int
     records: int = 100
     schedule: Schedule = Schedule(rounds=3, epochs=8, sample_rate=0.5)
+    hidden: int = 32
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,7 @@ class Setting:
 SETTINGS = [
     Setting(Protection.NONE),
     *(Setting(protection, epsilon) for protection in KINDS for epsilon in EPSILONS),
+    *map(Setting, CIPHERS),
 ]
 
 
@@ -183,8 +194,9 @@ class Run:
         was got from the device's update, from the sum, and from an update that is not about it.
     accuracy : float
         Of the last model.
-    seconds : float
-        A device's training and protection, in a round.
+    seconds, adding : float
+        A device's training and protection in a round, and what makes a mean of what ten sent; NaN
+        if it was not really encrypted.
     nbytes : int
         What a device sends in a round.
     """
@@ -195,6 +207,17 @@ class Run:
     alike: NDArray
     accuracy: float
     seconds: float
+    adding: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What the server gets of ten updates; the rest is as in :class:`Run`."""
+
+    arrays: Arrays
+    encrypting: float
+    adding: float
     nbytes: int
 
 
@@ -240,9 +263,9 @@ def simulate(job: Job) -> Run:
     rng = _federation.rng(job.number, "members")
     members = rng.random(_federation.pools.shape) < 0.5
     source = Source(int(rng.integers(2**62)))
-    net = network(_federation.setup.seed)
+    net = network(_federation.setup.hidden, _federation.setup.seed)
     single, total = np.zeros((2, *members.shape, 2))
-    seconds = 0.0
+    seconds = adding = 0.0
     for _ in range(schedule.rounds):
         received = get_arrays(net)
         began = time.perf_counter()
@@ -253,28 +276,30 @@ def simulate(job: Job) -> Run:
             for pool, own in zip(_federation.pools, members, strict=True)
         ]
         seconds += time.perf_counter() - began
-        mean = added(updates, 1 / DEVICES)
+        mean = mean_of(updates, job)
+        seconds, adding = seconds + mean.encrypting, adding + mean.adding
         for device, update in enumerate(updates):
             records = _federation.records(_federation.pools[device])
-            found = statistics(net, received, (update, mean), records)
+            found = statistics(net, received, (update, mean.arrays), records)
             single[device] += found[0] / schedule.rounds
             total[device] += found[1] / schedule.rounds
-        set_arrays(net, apply(received, mean))
+        set_arrays(net, apply(received, mean.arrays))
     return Run(
         members.reshape(-1),
         single.reshape(-1, 2),
         total.reshape(-1, 2),
-        np.stack([invert(job.setting, number, rng, source) for number in PICTURES]),
+        np.stack([invert(job, number, rng, source) for number in PICTURES]),
         accuracy(net, _federation.test),
         seconds / DEVICES / schedule.rounds,
-        Format.of(updates[0]).nbytes,
+        adding / schedule.rounds,
+        mean.nbytes,
     )
 
 
-def network(seed: int) -> nn.Sequential:
-    """With weights drawn from `seed`."""
+def network(hidden: int, seed: int) -> nn.Sequential:
+    """With so many hidden units, and weights drawn from `seed`."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
+    return nn.Sequential(nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
 
 
 def make_update(
@@ -349,12 +374,47 @@ def train_privately(
             step.step()
 
 
-def added(updates: Sequence[Arrays], scale: float) -> dict[str, NDArray]:
-    """Their sum, times `scale`."""
-    return {
-        key: (scale * np.sum([update[key] for update in updates], axis=0)).astype(first.dtype)
-        for key, first in updates[0].items()
-    }
+def mean_of(updates: Sequence[Arrays], job: Job) -> Mean:
+    """The mean, by the ciphers if that is the protection.
+
+    Packed Paillier takes its time, but its sums are exact: all but some runs add the same whole
+    numbers in the clear.
+    """
+    began = time.perf_counter()
+    if job.setting.protection not in CIPHERS:
+        sums = {key: np.sum([u[key] for u in updates], axis=0) for key in updates[0]}
+        arrays = {key: (array / DEVICES).astype(np.float32) for key, array in sums.items()}
+        return Mean(arrays, 0.0, time.perf_counter() - began, Format.of(arrays).nbytes)
+    scheme = CIPHERS[job.setting.protection]
+    secret = key_of(scheme)
+    cipher = cipher_of(scheme, secret.public_key, Format.of(updates[0]), SUM)
+    is_exact = job.setting.protection is Protection.PAILLIER
+    if is_exact and job.number >= ENCRYPTED_RUNS:
+        arrays = cipher.mean({TOTAL: whole_sum(updates, cipher)}, DEVICES)
+        return Mean(arrays, math.nan, math.nan, cipher.format.nbytes)
+    began = time.perf_counter()
+    encrypted = [cipher.encrypt(update) for update in updates]
+    sent = time.perf_counter()
+    total = secret.decrypt(cipher, cipher.add(encrypted, [1] * DEVICES), DEVICES)
+    adding = time.perf_counter() - sent
+    assert not is_exact or (total[TOTAL] == whole_sum(updates, cipher)).all()
+    return Mean(cipher.mean(total, DEVICES), sent - began, adding, cipher.format.nbytes)
+
+
+@lru_cache
+def key_of(scheme: str) -> Secret:
+    """That of the holder of the key."""
+    return new_secret(scheme, KEY_BITS)
+
+
+def whole_sum(updates: Sequence[Arrays], cipher: Cipher) -> NDArray:
+    """The sum of the whole numbers that packed Paillier encrypts."""
+    total = np.zeros(cipher.size, np.int64)
+    for update in updates:
+        flat = np.concatenate([update[s.key].reshape(-1) for s in Format.of(update).specs])
+        values = np.clip(flat.astype(np.float64), -SUM.value_range, SUM.value_range)
+        total += np.rint(values / cipher.unit).astype(np.int64)
+    return total
 
 
 @torch.no_grad()
@@ -410,21 +470,21 @@ def slopes(net: nn.Sequential, received: Arrays, records: Samples) -> torch.Tens
     return functional.normalize(torch.cat([found[key].flatten(1) for key in received], dim=1))
 
 
-def invert(setting: Setting, number: int, rng: np.random.Generator, source: Source) -> NDArray:
+def invert(job: Job, number: int, rng: np.random.Generator, source: Source) -> NDArray:
     """How like a device's picture is what comes out of updates; shape (3, devices).
 
     Its update is one step of SGD with so many pictures, from a model drawn afresh.
     """
     assert _federation is not None
     chosen = rng.choice(_federation.others, (DEVICES, number), replace=False)
-    net = network(int(rng.integers(2**31)))
+    net = network(_federation.setup.hidden, int(rng.integers(2**31)))
     received = get_arrays(net)
     updates = [
-        make_update(net, received, _federation.records(some), setting, ONE_STEP, rng, source)
+        make_update(net, received, _federation.records(some), job.setting, ONE_STEP, rng, source)
         for some in chosen
     ]
     pictures = _federation.x[chosen[:, 0]]
-    views = (updates, [added(updates, 1)] * DEVICES, updates[1:] + updates[:1])
+    views = (updates, [mean_of(updates, job).arrays] * DEVICES, updates[1:] + updates[:1])
     return np.array(
         [
             [
@@ -467,8 +527,9 @@ class Result:
         Areas under the ROC curves.
     pictures : ndarray, shape (2, 3)
         Shares of pictures recovered; see :class:`Run`.
-    accuracy, milliseconds, kib : float
-        Of the last model; for a device and round; sent by a device in a round.
+    accuracy, milliseconds, adding, kib : float
+        Of the last model; for a device and round; for all devices in a round; sent by a device in a
+        round.
     """
 
     setting: Setting
@@ -481,29 +542,40 @@ class Result:
     pictures: NDArray
     accuracy: float
     milliseconds: float
+    adding: float
     kib: float
 
 
 def attack(setting: Setting, runs: Sequence[Run]) -> Result:
-    """Attack each run, with the others as shadows."""
+    """Attack each run, with the others as shadows.
+
+    Of an update that is encrypted the server has a ciphertext: there is nothing to attack, and the
+    numbers are NaN.
+    """
     members = np.stack([run.members for run in runs])
-    views = [np.stack([run.single for run in runs]), np.stack([run.total for run in runs])]
-    found = []
-    for view in views:
-        scores = log_ratios(view, members)
-        found += [
-            true_positives(scores, members, FALSE_POSITIVES),
-            deviation(scores, members),
-            area(scores, members),
-        ]
+    single, total = (
+        _found(np.stack(view), members)
+        for view in ([run.single for run in runs], [run.total for run in runs])
+    )
+    pictures = (np.stack([run.alike for run in runs]) >= ALIKE).mean(axis=(0, 3))
+    if setting.protection in CIPHERS:
+        single, pictures[:, [0, 2]] = (math.nan,) * 3, math.nan
     return Result(
         setting,
-        *found,
-        (np.stack([run.alike for run in runs]) >= ALIKE).mean(axis=(0, 3)),
+        *single,
+        *total,
+        pictures,
         float(np.mean([run.accuracy for run in runs])),
-        1000 * float(np.mean([run.seconds for run in runs])),
+        1000 * float(np.nanmean([run.seconds for run in runs])),
+        1000 * float(np.nanmean([run.adding for run in runs])),
         runs[0].nbytes / 1024,
     )
+
+
+def _found(statistics: NDArray, members: NDArray) -> tuple[float, float, float]:
+    scores = log_ratios(statistics, members)
+    found = true_positives(scores, members, FALSE_POSITIVES)
+    return found, deviation(scores, members), area(scores, members)
 
 
 # --- tables, claims, rows ------------------------------------------------------------------------
@@ -514,13 +586,14 @@ def results_table(results: Sequence[Result]) -> Table:
     rows = [
         (
             str(r.setting),
-            f"{r.found_single:.1%} ± {r.deviation_single:.1%}",
-            f"{r.area_single:.2f}",
+            _shown(r.found_single, f"{r.found_single:.1%} ± {r.deviation_single:.1%}"),
+            _shown(r.area_single, f"{r.area_single:.2f}"),
             f"{r.found_total:.1%} ± {r.deviation_total:.1%}",
             f"{r.area_total:.2f}",
-            *(f"{share:.0%}" for share in r.pictures[:, :2].reshape(-1)),
+            *(_shown(share, f"{share:.0%}") for share in r.pictures[:, :2].reshape(-1)),
             f"{r.accuracy:.1%}",
             f"{r.milliseconds:,.0f}",
+            f"{r.adding:,.1f}",
             f"{r.kib:,.0f}",
         )
         for r in results
@@ -533,16 +606,25 @@ def results_table(results: Sequence[Result]) -> Table:
         "area",
         *(f"picture of {n}, {view}" for n in PICTURES for view in ("one device", "sum")),
         "accuracy",
-        "ms",
+        "device, ms",
+        "sum, ms",
         "KiB",
     )
     note = (
         "Members found: at 1% false positives, so that 1% is chance, as is an area of 0.5. "
         "± is one standard deviation, by the bootstrap over runs. Picture of n: the share of "
         f"pictures recovered (SSIM of at least {ALIKE:g}) if every device makes one step with n. "
-        "ms: a device's training and protection, KiB: what it sends, both for a round."
+        "Device: training and protection; sum: what makes a mean of what ten sent, with the "
+        "decryption; KiB: what a device sends; all for a round. A single encrypted update is a "
+        "ciphertext to the server, with nothing in it to attack (-). Packed Paillier has a key of "
+        f"{KEY_BITS} bits; {ENCRYPTED_RUNS} of the runs is really encrypted, the others add "
+        "the same whole numbers."
     )
     return Table("What the attacks find, and what it costs", columns, rows, note)
+
+
+def _shown(value: float, text: str) -> str:
+    return "-" if math.isnan(value) else text
 
 
 def make_claims(results: Sequence[Result]) -> list[Claim]:
@@ -564,19 +646,19 @@ def make_claims(results: Sequence[Result]) -> list[Claim]:
             0.02,
             float(none.pictures[:, 2].max()),
         ),
-        Claim.at_most(
-            "members found from the sum of ten, relative to one device",
-            us,
-            0.5,
-            none.found_total / none.found_single,
-        ),
     ]
-    claims += [
-        Claim.at_most(
-            f"pictures of {n} recovered from the sum of ten", us, 0.05, float(none.pictures[i, 1])
+    for sealed in (r for r in results if r.setting.protection in CIPHERS):
+        of = f"the sum of ten, {sealed.setting}"
+        relative = sealed.found_total / none.found_single
+        claims.append(
+            Claim.at_most(f"members found from {of}, relative to one device", us, 0.5, relative)
         )
-        for i, n in enumerate(PICTURES)
-    ]
+        claims += [
+            Claim.at_most(f"pictures of {n} recovered from {of}", us, 0.05, float(share))
+            for n, share in zip(PICTURES, sealed.pictures[:, 1], strict=True)
+        ]
+        change = abs(sealed.accuracy - none.accuracy)
+        claims.append(Claim.at_most(f"change of the accuracy, {sealed.setting}", us, 0.01, change))
     claims += [
         Claim.at_most(
             f"members found at epsilon <= 1, {protection}",
@@ -616,13 +698,18 @@ def _of_bound(result: Result) -> float:
 
 
 def make_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The table, for programs; an epsilon that is infinite is null."""
+    """The table, for programs; what is infinite or not there is null."""
     rows = []
     for result in results:
-        row = {**asdict(result), **asdict(result.setting)}
-        del row["setting"]
-        row["epsilon"] = None if math.isinf(row["epsilon"]) else row["epsilon"]
-        rows.append({**row, "pictures": result.pictures.tolist()})
+        row = {**asdict(result.setting), **asdict(result)}
+        del row["setting"], row["pictures"]
+        for n, shares in zip(PICTURES, result.pictures.tolist(), strict=True):
+            views = ("single", "total", "other")
+            row |= {
+                f"pictures_{n}_{view}": share for view, share in zip(views, shares, strict=True)
+            }
+        numbers = {k: v for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+        rows.append({**row, **dict.fromkeys(numbers)})
     return rows
 
 
@@ -637,6 +724,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         Protection.GAUSSIAN: ("#b45f06", "o"),
         Protection.LAPLACE: ("#6a51a3", "s"),
         Protection.DP_SGD: ("#08715f", "D"),
+        Protection.PAILLIER: ("#c2185b", "P"),
+        Protection.CKKS: ("#1565c0", "X"),
     }
     for axes, view in zip(panels, ("single", "total"), strict=True):
         for protection, (colour, marker) in styles.items():
@@ -673,12 +762,12 @@ Made by `python benchmarks/privacy.py --runs {runs} --seed {setup.seed}` on {set
 in {minutes:.1f} minutes.
 
 **The setting favours the attacker.** {DEVICES} devices with about {setup.records // 2} records
-each (each of a pool of {setup.records} with probability 1/2) train a network of {HIDDEN} hidden
+each (each of a pool of {setup.records} with probability 1/2) train a network of {setup.hidden} hidden
 units for {schedule.epochs} epochs in each of {schedule.rounds} rounds, in batches of
-{schedule.sample_rate:.0%} of their records, with steps of {RATE:g}
-({PRIVATE_RATE:g} with DP-SGD). So few records, seen so often, are remembered; with thousands of records there is far less to find. The attacker is the server. It
-knows the protection, the first model and every pool, and has {runs - 1} other runs in which it
-knows who had what.
+{schedule.sample_rate:.0%} of their records, with steps of {RATE:g} ({PRIVATE_RATE:g} with DP-SGD).
+So few records, seen so often, are remembered; with thousands of records there is far less to find.
+The attacker is the server. It knows the protection, the first model and every pool, and has
+{runs - 1} other runs in which it knows who had what.
 
 **Members.** The likelihood-ratio attack of Carlini et al. (S&P 2022) on two numbers for each
 record, each the mean over the rounds: the updated model's confidence in its label, and how far the
@@ -721,7 +810,7 @@ def main(
     began = time.perf_counter()
     setup, settings = Setup(data, seed), SETTINGS
     if fast:
-        setup = Setup(data, seed, records=20, schedule=Schedule(1, 2, 1.0))
+        setup = Setup(data, seed, records=20, schedule=Schedule(1, 2, 1.0), hidden=8)
         settings = [s for s in settings if s.protection not in KINDS or s.epsilon == 1]
     jobs = [Job(setting, number) for setting in settings for number in range(runs)]
     with open_workers(setup, workers) as do:
