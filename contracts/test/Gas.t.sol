@@ -53,7 +53,7 @@ contract GasTest is Fixture {
     /// forge-config: default.isolate = true
     function test_GasOfABudget() public {
         budget = 8e6;
-        _measureSubmissions(RecordAndReward.Rule.Gain, "submit, rule Gain, a budget");
+        _measureSubmissions(RecordAndReward.Rule.Gain, "submit, Gain and a budget");
     }
 
     /// forge-config: default.isolate = true

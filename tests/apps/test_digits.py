@@ -144,3 +144,18 @@ def test_the_preset_fedavg_is_plain_flower(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Starting FedAvg strategy" in done.stdout
     assert not (tmp_path / ".flower-chain").exists()
+
+
+@pytest.mark.parametrize("preset", ["local-dp", "dp-sgd"])
+def test_a_preset_with_a_privacy_budget_keeps_account_of_it(tmp_path, preset):
+    done = simulate(tmp_path, str(ROOT / f"strategies/{preset}.toml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / ".flower-chain/runs").iterdir()
+
+    shown = json.loads(flower_chain("show", run, "--json").stdout)
+    spent = [device["spent"] for device in shown["devices"]]
+    assert len(spent) == 10
+    assert 4_000_000 < min(spent) <= max(spent) <= shown["budget"] == 8_000_000
+    verified = json.loads(flower_chain("verify", run, "--json").stdout)
+    assert verified["checked"]["privacy charges"] == 100, verified
+    assert "epsilon spent of 8" in flower_chain("show", run).stdout

@@ -2,10 +2,11 @@
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from torch.optim import SGD
 
 import flower_chain
 from digits.data import Examples, load, partition
-from digits.model import Net, probabilities, scores, train_one_epoch
+from digits.model import Net, batches, predict, probabilities, scores, train_one_epoch
 
 
 def classes(context: Context) -> list[int]:
@@ -14,7 +15,7 @@ def classes(context: Context) -> list[int]:
     return np.flatnonzero(counts * 20 >= counts.sum()).tolist()
 
 
-app = flower_chain.ClientApp(classes=classes)
+app = flower_chain.ClientApp(classes=classes, predict=predict)
 
 
 @app.train()
@@ -22,10 +23,13 @@ def train(message: Message, context: Context) -> Message:
     """Train the model on the device's data."""
     config, data = context.run_config, _data(context)
     net = _net(message, data)
+    optimizer = SGD(net.parameters(), lr=float(config["learning-rate"]))
+    loader = batches(data, int(config["batch-size"]))
+    # Does nothing unless chain.dp = "dp-sgd".
+    net, optimizer, loader = flower_chain.private(net, optimizer, loader)
     validation = flower_chain.Validation(lambda x: probabilities(net, x))
     for _ in range(int(config["local-epochs"])):
-        rate, batch_size = float(config["learning-rate"]), int(config["batch-size"])
-        loss = train_one_epoch(net, data, rate, batch_size)
+        loss = train_one_epoch(net, optimizer, loader)
         validation.measure()
     metrics = MetricRecord({"num-examples": len(data), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics})

@@ -7,6 +7,8 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
 
 from digits.data import Examples
 
@@ -28,14 +30,18 @@ class Net(nn.Module):
         return self.output(functional.relu(self.hidden(images.flatten(1))))
 
 
-def train_one_epoch(net: Net, examples: Examples, rate: float, batch_size: int) -> float:
-    """Plain SGD; returns the mean loss."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
-    x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+def batches(examples: Examples, size: int) -> DataLoader[Any]:
+    """The examples in batches, in another order each time."""
+    data = TensorDataset(torch.from_numpy(examples.x), torch.from_numpy(examples.y))
+    return DataLoader(data, batch_size=size, shuffle=True)
+
+
+def train_one_epoch(net: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]) -> float:
+    """Returns the mean loss."""
     losses = []
-    for batch in torch.randperm(len(y)).split(batch_size):
+    for x, y in loader:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(net(x[batch]), y[batch])
+        loss = functional.cross_entropy(net(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
