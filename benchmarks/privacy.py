@@ -655,7 +655,7 @@ def make_claims(results: Sequence[Result]) -> list[Claim]:
     ]
     for sealed in (r for r in results if r.setting.protection in CIPHERS):
         of = f"the sum of ten, {sealed.setting}"
-        relative = sealed.found_total / none.found_single
+        relative = sealed.found_total / max(none.found_single, FALSE_POSITIVES)
         claims.append(
             Claim.at_most(f"members found from {of}, relative to one device", us, 0.5, relative)
         )
