@@ -42,7 +42,7 @@ contract RecordAndRewardTest is Fixture {
 
     function test_TheOwnerRecordsADecryptedSum() public {
         bytes memory cid = hex"0155122000";
-        VM.expectEmit();
+        VM.expectEmit(address(federation));
         emit RecordAndReward.SumRecorded(0, "parts", "encrypted", "decrypted", cid, "r", "vs");
         federation.recordSum("parts", "encrypted", "decrypted", cid, "r", "vs");
     }
