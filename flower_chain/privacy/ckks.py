@@ -30,7 +30,7 @@ SCALE = 2.0**40
 VALUES = DEGREE // 2
 ROUNDED = 2.0**-21
 MOST_SUM = 2.0**17
-"""The last prime but one has 60 bits, the scale 40, and one is for the sign: far from overflow."""
+"""A ciphertext has one prime, of 60 bits; the scale takes 40, the sign one: far from overflow."""
 
 ROW_BYTES = 16 * DEGREE + 512
 """Two polynomials of 64-bit numbers; room for what comes before, and for what compression adds to

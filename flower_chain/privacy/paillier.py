@@ -12,9 +12,12 @@ leaves what W values can come to.
 
 **Obfuscation.** Each ciphertext is (1 + n m) h^r mod n^2, with h = (-x^2)^n for an x that is drawn
 anew for every update, and r of half as many bits as n (I. Damgard, M. Jurik, J. B. Nielsen: "A
-generalization of Paillier's public-key system", 2010, section 6: that is secure if Paillier is, and
-factoring is hard). With a table of powers of h that takes one multiplication for each window of r,
-where phe takes an exponentiation by n. Shorter exponents would rest on a stronger assumption.
+generalization of Paillier's public-key system", 2010; that half the length is enough rests on the
+hardness of factoring: O. Goldreich, V. Rosen, "On the security of modular exponentiation", 2003).
+The proof wants factors of n that are 3 modulo 4 and share no more than that, as
+:meth:`PaillierSecret.new` makes them. With a table of powers of h each r takes one multiplication
+for each of its windows, where phe takes an exponentiation by n. Shorter exponents would rest on a
+stronger assumption.
 """
 
 import math
@@ -28,7 +31,8 @@ import gmpy2
 import numpy as np
 from gmpy2 import mpz
 from numpy.typing import NDArray
-from phe.paillier import PaillierPrivateKey, PaillierPublicKey, generate_paillier_keypair
+from phe.paillier import PaillierPrivateKey, PaillierPublicKey
+from phe.util import getprimeover
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.privacy.ciphers import ENCRYPTED, Cipher, Integers, Secret, Terms
@@ -179,7 +183,11 @@ class PaillierSecret(Secret):
         """A new pair with an n of so many bits."""
         if not LEAST_BITS <= bits <= MOST_BITS or bits % 2:
             raise ConfigError(f"bits = {bits}: it must be even, from {LEAST_BITS} to {MOST_BITS}")
-        return cls(generate_paillier_keypair(n_length=bits)[1])
+        while True:
+            p, q = _prime(bits // 2), _prime(bits // 2)
+            # gcd(p - 1, q - 1) = 2, as the proof for the obfuscators wants it; see the module.
+            if gmpy2.gcd(p - 1, q - 1) == 2 and (p * q).bit_length() == bits:
+                return cls(PaillierPrivateKey(PaillierPublicKey(p * q), p, q))
 
     @classmethod
     def from_bytes(cls, public_key: bytes, private_key: bytes) -> Self:
@@ -214,6 +222,13 @@ class PaillierSecret(Secret):
         mod_p, mod_q = _woven(found[: len(parts)]), _woven(found[len(parts) :])
         plain = [int(key.crt(mp, mq)) for mp, mq in zip(mod_p, mod_q, strict=True)]
         return cipher.unpack(plain, weight)
+
+
+def _prime(bits: int) -> int:
+    """One that is 3 modulo 4."""
+    while (prime := int(getprimeover(bits))) % 4 != 3:
+        pass
+    return prime
 
 
 def _residues(numbers: Sequence[Any], p: int, square: int, h: int) -> list[Any]:

@@ -33,17 +33,19 @@ class Holder:
     node : int
     offer : Offer
         How it introduced itself.
-    timeout : float
-        Seconds to wait for an answer.
+    patience : float
+        Seconds that it may take to decrypt a sum.
     """
 
     grid: Grid
     node: int
     offer: Offer
-    timeout: float
+    patience: float
 
     @classmethod
-    def find(cls, grid: Grid, scheme: str, account: str, timeout: float) -> "Holder":
+    def find(
+        cls, grid: Grid, scheme: str, account: str, timeout: float, patience: float
+    ) -> "Holder":
         """The node that says it holds a key of this cipher.
 
         Parameters
@@ -54,6 +56,8 @@ class Holder:
             The holder's; empty for whoever says so first.
         timeout : float
             Seconds to wait for it.
+        patience : float
+            Seconds that it may take to decrypt a sum.
 
         Raises
         ------
@@ -64,7 +68,7 @@ class Holder:
             for node, offer in _offers(grid, timeout):
                 if offer.scheme == scheme and account in ("", offer.account):
                     log(INFO, "Node %d holds the key, with the account %s.", node, offer.account)
-                    return cls(grid, node, offer, timeout)
+                    return cls(grid, node, offer, patience)
         who = account or "any account"
         raise ConfigError(f"no node holds a key of {scheme} for {who}: start one with key-holder")
 
@@ -115,7 +119,7 @@ class Holder:
 
     def _ask(self, content: RecordDict) -> tuple[Arrays, bytes] | str:
         question = Message(content, self.node, sum_messages.DECRYPT)
-        replies = list(self.grid.send_and_receive([question], timeout=self.timeout))
+        replies = list(self.grid.send_and_receive([question], timeout=self.patience))
         if not replies:
             raise RunEnded(_left("did not answer"))
         if replies[0].has_error():

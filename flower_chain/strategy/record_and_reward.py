@@ -98,6 +98,7 @@ class RecordAndReward(LedgerStrategy):
         self._silent: list[Finding] = []
         self._holder: Holder | None = None
         self._sum: SignedSum | None = None
+        self._reply_timeout = 0.0
 
     def _log_terms(self) -> None:
         plan = self._run.plan
@@ -125,6 +126,7 @@ class RecordAndReward(LedgerStrategy):
                 f"patience = {self.settings.patience}: a round may take {3 * timeout:g} s, and "
                 "before its end nobody should be able to have paid what the owner has not seen"
             )
+        self._reply_timeout = timeout
         return timeout
 
     def configure_train(
@@ -208,7 +210,9 @@ class RecordAndReward(LedgerStrategy):
         if not settings.encryption:
             return None
         account = to_checksum_address(settings.key_holder) if settings.key_holder else ""
-        holder = Holder.find(grid, settings.encryption, account, settings.timeout)
+        holder = Holder.find(
+            grid, settings.encryption, account, settings.timeout, self._reply_timeout
+        )
         if not settings.key_holder:
             log(WARNING, "Whoever says so first holds the key: set chain.key-holder to an account.")
         if holder.offer.account in (self._owner.address, *(self._allowlist or ())):
@@ -272,10 +276,10 @@ class RecordAndReward(LedgerStrategy):
         """Whom open enrolment takes: nobody with another role, and no more than a sum may have."""
         run = self._run
         wanted = sorted(devices - {self._owner.address, run.plan.key_holder})
-        if not run.plan.encryption:
-            return wanted
-        enrolled = len(run.federation.history().enrolled)
         new = [device for device in wanted if not run.federation.is_enrolled(device)]
+        if not run.plan.encryption or not new:
+            return new
+        enrolled = len(run.federation.history().enrolled)
         return new[: max(0, run.plan.most_summed - enrolled)]
 
     def _enrol(self, devices: Sequence[str]) -> None:

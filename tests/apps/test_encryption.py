@@ -1,4 +1,4 @@
-"""The presets of encrypted sums through real Flower processes, with a node more for the key."""
+"""The presets of encrypted sums through real Flower processes, one more of them for the key."""
 
 import json
 import os

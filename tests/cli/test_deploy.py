@@ -110,6 +110,7 @@ def test_a_folder_with_a_run_is_left_alone(call, tmp_path):
         ({"run": "runs/here"}, "chain.run = 'runs/here': the ServerApp needs an absolute path"),
         ({"scheme": "fedavg"}, "needs no contracts"),
         ({"scheme": "blockflow"}, "its server makes the contract, when it has heard who takes"),
+        ({"encryption": "paillier"}, "the server begins the run when its holder is there"),
         ({"scheme": "ponzi"}, "scheme = 'ponzi': there is none"),
         ({"rule": "nonsense"}, "nonsense"),
         ({"ledger": "http://127.0.0.1:1"}, "127.0.0.1:1"),

@@ -1,5 +1,6 @@
 """Encrypted sums: exact, compatible with phe, and closed to those without the key."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,6 @@ from flower_chain.privacy.ciphers import (
     ENCRYPTED,
     TOTAL,
     Cipher,
-    Secret,
     Terms,
     cipher_of,
     new_secret,
@@ -313,9 +313,12 @@ def test_a_key_that_is_too_short_or_even_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_a_key_of_full_length_works() -> None:
     key = new_secret("paillier", 2048)
+    assert isinstance(key, PaillierSecret)
     made = cipher_of("paillier", key.public_key, MODEL, TERMS)
     encrypted = made.add([made.encrypt(update(n)) for n in range(2)], [1, 2])
-    assert isinstance(key, Secret)
+    p, q = key.key.p, key.key.q
+    assert (p % 4, q % 4, math.gcd(p - 1, q - 1)) == (3, 3, 2)
+    assert key.key.public_key.n.bit_length() == 2048
     assert made.mean(key.decrypt(made, encrypted, 3), 3)["b"] == pytest.approx(
         (update(0)["b"] + 2 * update(1)["b"]) / 3, abs=1e-4
     )

@@ -28,6 +28,7 @@ from flower_chain.privacy.ciphers import ENCRYPTED, TOTAL, Cipher
 from flower_chain.privacy.paillier import Paillier
 from flower_chain.records import Contribution, Refusal, Signed, Task, sign
 from flower_chain.run import RecordAndRewardRun
+from flower_chain.store.cid import cid_from_bytes
 from flower_chain.store.seal import unseal
 from flower_chain.sum_messages import DECRYPT
 from flower_chain.updates import Arrays, apply, digest_of, mean, pack
@@ -589,6 +590,17 @@ def test_a_model_with_integers_is_refused(federation: Federation) -> None:
     federation.initial = {**fresh(), "steps": np.array(0, np.int64)}
     with pytest.raises(ConfigError, match="'steps' is I64"):
         federation.run(**settings())
+
+
+def test_of_rounds_that_are_not_kept_the_sums_go_too(federation: Federation) -> None:
+    hold(federation)
+    outcome = federation.run(rounds=3, **settings(keep_rounds=1))
+
+    sums = [version.sums[0].cid for version in outcome.history.versions[:3]]
+    there = [cid_from_bytes(cid) in outcome.run.store for cid in sums]
+    assert there == [False, False, True]
+    checked = outcome.verify()
+    assert (checked["signed sums"], checked["aggregates"]) == (3, 1)
 
 
 @pytest.mark.parametrize("encryption", ["paillier", ""])
