@@ -49,9 +49,13 @@ contract RecordAndReward is Federation {
     /// @notice The most validation errors that a contribution may hold.
     uint256 public constant MAX_ERRORS = 64;
 
+    // slither-disable-start too-many-digits
+
     /// @dev The top bit of each of eight errors in a word, and what makes it that of one that is above one.
     uint256 private constant TOP_BITS = 0x8000000080000000800000008000000080000000800000008000000080000000;
     uint256 private constant ABOVE = (2 ** 31 - 1 - uint256(PPM)) * (TOP_BITS >> 31);
+
+    // slither-disable-end too-many-digits
 
     /// @notice How contributions are judged.
     Rule public immutable rule;
@@ -180,7 +184,7 @@ contract RecordAndReward is Federation {
     function _wellFormed(bytes calldata errors) private view returns (bool) {
         uint256 length = errors.length;
         if (length < (rule == Rule.Gain ? 12 : 8) || length > 4 * MAX_ERRORS || length % 4 != 0) return false;
-        uint256 found;
+        uint256 found = 0;
         unchecked {
             for (uint256 i; i < length; i += 32) {
                 uint256 eight = _errorsAt(errors, i);
