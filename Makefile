@@ -15,7 +15,9 @@ endif
 # npm's wrapper of forge hides its exit status
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
 SLITHER := 0.11.6
-PYTEST := $(BIN)/pytest -m "not matrix" --durations=10 --cov=flower_chain --cov-branch
+PYTEST := -m pytest -n auto --durations=10
+# costs no time, where tracing makes the tests three times as slow
+MEASURED := -m slipcover --source flower_chain --branch --lcov --out .coverage.lcov
 # tests of real Flower processes, which run file by file
 REAL := tests/apps tests/benchmarks tests/deployment
 # of the lines and of the branches, in percent
@@ -58,11 +60,10 @@ test-contracts: contracts/node_modules/done
 	$(PYTHON) .ci/coverage.py $(COVERED) contracts/out/coverage.lcov
 
 test-python: .venv/done contracts/node_modules/done tests/ipfs/node_modules/done
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n auto $(addprefix --ignore=,$(REAL)) --cov-report=
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n auto -m matrix
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -n auto --dist loadfile $(REAL) --cov-append \
-	    --cov-report=lcov:.coverage.lcov
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python $(MEASURED) $(PYTEST) -m "not matrix" $(addprefix --ignore=,$(REAL))
 	$(PYTHON) .ci/coverage.py $(COVERED) .coverage.lcov
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python $(PYTEST) -m matrix
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python $(PYTEST) -m "not matrix" --dist loadfile $(REAL)
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -89,4 +90,4 @@ tests/ipfs/node_modules/done: tests/ipfs/package-lock.json
 
 clean:
 	rm -rf .venv .venv-slither contracts/node_modules tests/ipfs/node_modules contracts/out contracts/cache runs dist
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.lcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage.lcov

@@ -48,7 +48,7 @@ def open_sealed(
     sealed: bytes,
     contribution: Contribution,
     domain: Domain,
-    model: Format,
+    layout: Format,
     reader: Reader,
     wrap: bytes | None = None,
 ) -> Arrays:
@@ -60,8 +60,8 @@ def open_sealed(
     contribution : Contribution
         What the device signed.
     domain : Domain
-    model : Format
-        The format of the model that the update is to.
+    layout : Format
+        The format of an update: what the plan says.
     reader : Reader
         One of those whom it was sealed for.
     wrap : bytes, optional
@@ -88,21 +88,21 @@ def open_sealed(
         raise RefusedError(Refusal.UNSEALABLE, str(fault)) from fault
     if (found := digest(packed)) != contribution.digest:
         raise RefusedError(Refusal.WRONG_DIGEST, f"the update has {found.hex()}")
-    return _parse(packed, model)
+    return _parse(packed, layout)
 
 
 def keep(
     store: Store,
     sealed: bytes,
     contribution: Contribution,
-    model: Format,
+    layout: Format,
     others: Iterable[bytes] = (),
 ) -> None:
     """Store a sealed update that came with its contribution, or RefusedError.
 
     `others` are the public keys of those that may open it beside the owner.
     """
-    limit = size(model, others)
+    limit = size(layout, others)
     if len(sealed) > limit:
         detail = f"{len(sealed)} bytes, but a sealed update has {limit}"
         raise RefusedError(Refusal.OVERSIZE, detail)
@@ -113,11 +113,11 @@ def keep(
 
 
 def fetch(
-    store: Store, contribution: Contribution, model: Format, others: Iterable[bytes] = ()
+    store: Store, contribution: Contribution, layout: Format, others: Iterable[bytes] = ()
 ) -> bytes:
     """A sealed update from the store, or RefusedError; `others` as in :func:`keep`."""
     try:
-        return store.get(cid_from_bytes(contribution.cid), size(model, others))
+        return store.get(cid_from_bytes(contribution.cid), size(layout, others))
     except NotStored as fault:
         raise RefusedError(Refusal.NOT_STORED, str(fault)) from fault
     except (Damaged, FormatError) as fault:
@@ -134,9 +134,9 @@ def is_kept(store: Store, contribution: Contribution) -> bool:
         return False
 
 
-def size(model: Format, others: Iterable[bytes] = ()) -> int:
-    """The size of a sealed update to such a model, in bytes: they all have the same."""
-    return sealed_bytes(model.of_update().nbytes, [Kind.ACCOUNT, *map(Kind.of, others)])
+def size(layout: Format, others: Iterable[bytes] = ()) -> int:
+    """The size of a sealed update in such a format, in bytes: they all have the same."""
+    return sealed_bytes(layout.nbytes, [Kind.ACCOUNT, *map(Kind.of, others)])
 
 
 def binding(domain: Domain, device: str, name: bytes) -> bytes:
@@ -144,10 +144,10 @@ def binding(domain: Domain, device: str, name: bytes) -> bytes:
     return f"flower-chain update {domain.chain_id} {domain.contract} {device} ".encode() + name
 
 
-def _parse(packed: bytes, model: Format) -> Arrays:
+def _parse(packed: bytes, layout: Format) -> Arrays:
     try:
         update = unpack(packed)
-        model.of_update().check(update)
+        layout.check(update)
     except FormatError as fault:
         raise RefusedError(Refusal.WRONG_FORMAT, str(fault)) from fault
     try:

@@ -66,7 +66,7 @@ def create(path: Path, password: str | None = None) -> LocalAccount:
     KeyFileError
         If a file is there already or can't be made, or the password is empty.
     """
-    _check_password(password)
+    check_password(password)
     made = _create(path, password)
     if made is None:
         raise _is_there(path)
@@ -75,10 +75,10 @@ def create(path: Path, password: str | None = None) -> LocalAccount:
 
 def create_rsa(path: Path, password: str | None = None) -> RsaKey:
     """A new RSA key, in a new key file; otherwise as :func:`create`."""
-    _check_password(password)
+    check_password(password)
     made = RsaKey.new()
     pem = made.to_pem(None if password is None else password.encode())
-    if not _write_key(path, pem.decode()):
+    if not write_secret(path, pem.decode()):
         raise _is_there(path)
     return made
 
@@ -108,7 +108,7 @@ def load(path: Path, password: str | None = None) -> LocalAccount:
 
 def load_reader(path: Path, password: str | None = None) -> Reader:
     """The account or the RSA key of the key file at `path`; otherwise as :func:`load`."""
-    text = _read(path)
+    text = read_secret(path)
     if _is_pem(text):
         return _rsa(path, text, password)
     if _is_keystore(text):
@@ -124,7 +124,7 @@ def is_encrypted(path: Path) -> bool:
     KeyFileError
         If the file is missing or open to others.
     """
-    text = _read(path)
+    text = read_secret(path)
     return _is_keystore(text) or (_is_pem(text) and "ENCRYPTED" in text)
 
 
@@ -177,7 +177,8 @@ def _check_on_curve(public_key: bytes) -> None:
         raise FormatError(f"0x{public_key.hex()} is no point of secp256k1") from None
 
 
-def _check_password(password: str | None) -> None:
+def check_password(password: str | None) -> None:
+    """KeyFileError if a password is empty."""
     if password == "":
         raise KeyFileError("the password is empty")
 
@@ -192,10 +193,10 @@ def _create(path: Path, password: str | None) -> LocalAccount | None:
     text = f"0x{bytes(account.key).hex()}"
     if password is not None:
         text = json.dumps(Account.encrypt(account.key, password))
-    return account if _write_key(path, f"{text}\n") else None
+    return account if write_secret(path, f"{text}\n") else None
 
 
-def _write_key(path: Path, text: str) -> bool:
+def write_secret(path: Path, text: str) -> bool:
     """Write a key file and the folder that it is in; False where a file is."""
     try:
         path.parent.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +230,8 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> str:
+def read_secret(path: Path) -> str:
+    """The text of a key file; KeyFileError if it is missing, unreadable or open to others."""
     try:
         with path.open(encoding="utf-8") as file:
             # Of the open file, so that it can't be exchanged in between.
@@ -276,7 +278,7 @@ def _plain(path: Path, text: str) -> LocalAccount:
 def _decrypted(path: Path, text: str, password: str | None) -> LocalAccount:
     keystore = _keystore(path, text)
     try:
-        return _account(bytes(Account.decrypt(keystore, _password(path, password))))
+        return _account(bytes(Account.decrypt(keystore, password_of(path, password))))
     except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
         # eth_keyfile indexes into whatever it is given; of its messages only this one is plain.
         wrong = "the password is wrong" if "MAC mismatch" in str(error) else "it is malformed"
@@ -284,7 +286,7 @@ def _decrypted(path: Path, text: str, password: str | None) -> LocalAccount:
 
 
 def _rsa(path: Path, text: str, password: str | None) -> RsaKey:
-    secret = _password(path, password).encode() if "ENCRYPTED" in text else None
+    secret = password_of(path, password).encode() if "ENCRYPTED" in text else None
     try:
         return RsaKey.from_pem(text.encode(), secret)
     except FormatError as fault:
@@ -294,7 +296,8 @@ def _rsa(path: Path, text: str, password: str | None) -> RsaKey:
         raise KeyFileError(f"can't read the RSA key in {path}: {what} is malformed") from None
 
 
-def _password(path: Path, given: str | None) -> str:
+def password_of(path: Path, given: str | None) -> str:
+    """The password of an encrypted key file: `given`, or that in the environment."""
     password = os.environ.get(PASSWORD_VARIABLE) if given is None else given
     if password is None:
         raise KeyFileError(f"the key file {path} is encrypted: set {PASSWORD_VARIABLE}")

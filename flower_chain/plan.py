@@ -1,5 +1,6 @@
 """What is agreed before a run: public, frozen, and named on the ledger by its digest."""
 
+import base64
 import hashlib
 import json
 import math
@@ -7,17 +8,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, Self
+
+from eth_utils.address import is_checksum_address
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import address_of, reader_of
 from flower_chain.privacy.accountant import MAX_BUDGET, Accountant
+from flower_chain.privacy.ciphers import MOST_WEIGHT, SCHEMES, Cipher, Terms, cipher_of
 from flower_chain.privacy.mechanisms import Kind, check_format
-from flower_chain.records import PPM
+from flower_chain.records import PPM, Contribution
 from flower_chain.rules.blockflow import MAX_AGENTS, ONE
 from flower_chain.rules.data_trust import Rule as TaskRule
 from flower_chain.rules.data_trust import Weights, smallest
-from flower_chain.rules.record_and_reward import Rule
+from flower_chain.rules.record_and_reward import Rule, sum_weight
 from flower_chain.updates import Format
 
 AGGREGATIONS = ("mean", "inner")
@@ -168,6 +173,20 @@ class RecordAndRewardPlan(Plan):
         The epsilon that each device may spend in the run, in millionths.
     noise_seed : int
         What the noise is drawn from if it shall come again, and hide nothing; negative for no seed.
+    encryption : str
+        Empty, or the cipher under which devices encrypt their updates: see docs/encryption.md. The
+        terms below are 0 or empty without one.
+    cipher_key : str
+        Its public key, in base64.
+    key_holder : str
+        Checksum address of who has the private key, and decrypts sums.
+    least_summed, most_summed : int
+        How many contributions a sum has at least, and at most.
+    weight_steps : int
+        See :func:`flower_chain.rules.record_and_reward.sum_weight`; 1 for equal weights.
+    value_range : float
+    value_bits : int
+        See :class:`flower_chain.privacy.ciphers.Terms`.
     """
 
     rule: Rule
@@ -193,6 +212,14 @@ class RecordAndRewardPlan(Plan):
     sample_rate: float
     steps: int
     noise_seed: int
+    encryption: str
+    cipher_key: str
+    key_holder: str
+    least_summed: int
+    most_summed: int
+    weight_steps: int
+    value_range: float
+    value_bits: int
     scheme: str = "record-and-reward"
 
     def _check(self) -> None:
@@ -213,6 +240,8 @@ class RecordAndRewardPlan(Plan):
         if not 0 < self.learning_rate <= 1:
             raise ConfigError(f"learning-rate = {self.learning_rate!r}: it must be in (0, 1]")
         self._check_privacy()
+        if self.encryption:
+            self._check_encryption()
 
     def _check_privacy(self) -> None:
         if not self.privacy:
@@ -235,6 +264,60 @@ class RecordAndRewardPlan(Plan):
     def _charges(self) -> Accountant:
         terms = self.noise, self.accountant, self.delta, self.sample_rate, self.steps
         return Accountant(Kind(self.privacy), *terms)
+
+    def _check_encryption(self) -> None:
+        if self.encryption not in SCHEMES:
+            names = ", ".join(SCHEMES)
+            raise ConfigError(f"encryption = {self.encryption!r}: it must be one of {names}")
+        if self.aggregation != "mean":
+            raise ConfigError(
+                f"encryption: {self.inner} makes no mean, and only sums are decrypted"
+            )
+        if not is_checksum_address(self.key_holder):
+            raise ConfigError(f"key-holder = {self.key_holder!r}: it must be a checksum address")
+        if self.key_holder in map(reader_of, self.reader_keys):
+            raise ConfigError(
+                f"readers lists the key holder, {self.key_holder}: it could decrypt each update"
+            )
+        _within("encryption-least", self.least_summed, 2, self.most_summed)
+        _within("the steps of a weight", self.weight_steps, 1, PPM)
+        _within("encryption-most", self.most_summed, 2, MOST_WEIGHT // self.weight_steps)
+        _ = self._terms
+
+    @property
+    def _terms(self) -> Terms:
+        most = self.most_summed * self.weight_steps
+        return Terms(float(self.value_range), self.value_bits, most)
+
+    @cached_property
+    def public_key(self) -> bytes:
+        """That of the cipher; ConfigError if it is not in base64."""
+        try:
+            return base64.b64decode(self.cipher_key, validate=True)
+        except ValueError as fault:
+            raise ConfigError(f"the public key of {self.encryption}: {fault}") from None
+
+    @cached_property
+    def cipher(self) -> Cipher | None:
+        """What encrypts updates and adds them; None if they are sealed as they are.
+
+        Raises
+        ------
+        ConfigError
+            If the key can't be used, or the cipher's extra is not installed.
+        """
+        if not self.encryption:
+            return None
+        return cipher_of(self.encryption, self.public_key, self.model, self._terms)
+
+    @property
+    def update_format(self) -> Format:
+        """The format of an update as it is sealed."""
+        return self.cipher.format if self.cipher else self.model.of_update()
+
+    def weight_of(self, contribution: Contribution) -> int:
+        """What an accepted contribution weighs in a sum."""
+        return sum_weight(self, contribution.errors, self.weight_steps)
 
     def _spelled(self) -> dict[str, str]:
         return {"rule": str(self.rule)}
@@ -446,6 +529,18 @@ class DataTrustPlan(PeersPlan):
             weights.score(*(found.get(n, 0.0) for n in ("accuracy", "precision", "recall"))) / ONE
         )
 
+
+IN_THE_CLEAR: dict[str, Any] = {
+    "encryption": "",
+    "cipher_key": "",
+    "key_holder": "",
+    "least_summed": 0,
+    "most_summed": 0,
+    "weight_steps": 0,
+    "value_range": 0.0,
+    "value_bits": 0,
+}
+"""The terms of encrypted sums where updates are not encrypted."""
 
 PLANS: dict[str, type[Plan]] = {
     "record-and-reward": RecordAndRewardPlan,

@@ -4,6 +4,7 @@ All are immutable. What is signed is an EIP-712 typed structure, bound to a chai
 by its :class:`Domain`, so that a signature is worth nothing in another run.
 """
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterable, Sequence
@@ -307,6 +308,88 @@ class Signed:
         """Whether the signature is that of the device that the contribution names."""
         message = self.contribution.encode(domain)
         return recover(message, self.signature) == self.contribution.device
+
+
+@dataclass(frozen=True)
+class KeyHolder:
+    """What an account signs that holds the private key of encrypted sums.
+
+    Parameters
+    ----------
+    key_digest : bytes
+        SHA-256 of the public key.
+    """
+
+    key_digest: bytes
+
+    def encode(self) -> SignableMessage:
+        """The EIP-712 message that it signs; of no run, since the key comes before the plan."""
+        types = [{"name": "keyDigest", "type": "bytes32"}]
+        return Domain(0, NOBODY).encode("KeyHolder", types, {"keyDigest": self.key_digest})
+
+
+@dataclass(frozen=True)
+class DecryptedSum:
+    """What the holder of the key signs for a sum that it decrypted.
+
+    Parameters
+    ----------
+    version : int
+    parts : bytes
+        :func:`parts_of` the contributions that it was told the sum consists of.
+    encrypted, decrypted : bytes
+        SHA-256 of the canonical bytes of the sum, before and after.
+    """
+
+    version: int
+    parts: bytes
+    encrypted: bytes
+    decrypted: bytes
+
+    def encode(self, domain: Domain) -> SignableMessage:
+        """The EIP-712 message that the holder of the key signs."""
+        types = [
+            {"name": "version", "type": "uint32"},
+            {"name": "parts", "type": "bytes32"},
+            {"name": "encrypted", "type": "bytes32"},
+            {"name": "decrypted", "type": "bytes32"},
+        ]
+        message = {each["name"]: getattr(self, each["name"]) for each in types}
+        return domain.encode("DecryptedSum", types, message)
+
+
+@dataclass(frozen=True)
+class SignedSum:
+    """A decrypted sum on the ledger.
+
+    Parameters
+    ----------
+    said : DecryptedSum
+    cid : bytes
+        Binary CIDv1 of the canonical bytes of the sum in the store.
+    signature : bytes
+        Compact (EIP-2098), 64 bytes, of the holder of the key.
+    """
+
+    said: DecryptedSum
+    cid: bytes
+    signature: bytes
+
+    def as_tuple(self) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
+        """What the contract is told."""
+        said, signature = self.said, self.signature
+        halves = signature[:32], signature[32:]
+        return said.parts, said.encrypted, said.decrypted, self.cid, *halves
+
+
+def parts_of(weighed: Iterable[tuple[Contribution, int]]) -> bytes:
+    """SHA-256 over the contributions of a sum with their weights, by account.
+
+    Of each the device's address, the digest of the update, and the weight as a big-endian uint32.
+    """
+    parts = sorted((c.device.lower(), c.digest, weight) for c, weight in weighed)
+    packed = [bytes.fromhex(d[2:]) + digest + struct.pack(">I", w) for d, digest, w in parts]
+    return hashlib.sha256(b"".join(packed)).digest()
 
 
 @dataclass(frozen=True)

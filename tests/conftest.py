@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from hypothesis import HealthCheck, settings
 from js_ipfs import JsIpfs, NotInstalledError
 from web3 import HTTPProvider, Web3
 from web3.types import RPCEndpoint
 
 from flower_chain.ledger import EmbeddedLedger, JsonRpcLedger, Ledger
+
+# How long an example takes says what else the machine has to do.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ROOT = Path(__file__).parent.parent
 MODULES = ROOT / "contracts" / "node_modules"

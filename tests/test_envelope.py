@@ -23,7 +23,7 @@ OWNER: LocalAccount = Account.from_key(b"\1" * 32)
 STRANGER: LocalAccount = Account.from_key(b"\2" * 32)
 DEVICE: str = Account.from_key(b"\3" * 32).address
 UPDATE: Arrays = {"w": np.array([[0.5, -1.0]], np.float32), "n": np.array(3, np.int64)}
-MODEL = Format.of({"w": np.zeros((1, 2), np.float32), "n": np.array(0, np.int32)})
+LAYOUT = Format.of({"w": np.zeros((1, 2), np.float32), "n": np.array(0, np.int32)}).of_update()
 
 
 def contribution_of(name: bytes, sealed: bytes) -> Contribution:
@@ -59,7 +59,7 @@ def test_an_update_comes_back(weight: Any) -> None:
     update = {**UPDATE, "w": weight}
     sealed, contribution = closed(update)
 
-    assert pack(open_sealed(sealed, contribution, DOMAIN, MODEL, OWNER)) == pack(update)
+    assert pack(open_sealed(sealed, contribution, DOMAIN, LAYOUT, OWNER)) == pack(update)
 
 
 def test_the_digest_is_that_of_the_packed_update() -> None:
@@ -68,7 +68,7 @@ def test_the_digest_is_that_of_the_packed_update() -> None:
 
 def test_an_update_for_somebody_else_stays_closed() -> None:
     sealed, contribution = closed(owner=STRANGER)
-    assert reason_of(open_sealed, sealed, contribution, DOMAIN, MODEL, OWNER) is Refusal.UNSEALABLE
+    assert reason_of(open_sealed, sealed, contribution, DOMAIN, LAYOUT, OWNER) is Refusal.UNSEALABLE
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_an_update_for_somebody_else_stays_closed() -> None:
 )
 def test_an_update_of_another_run_stays_closed(domain: Domain) -> None:
     sealed, contribution = closed()
-    assert reason_of(open_sealed, sealed, contribution, domain, MODEL, OWNER) is Refusal.UNSEALABLE
+    assert reason_of(open_sealed, sealed, contribution, domain, LAYOUT, OWNER) is Refusal.UNSEALABLE
 
 
 def test_the_update_of_another_device_stays_closed() -> None:
     sealed, contribution = closed()
     copied = replace(contribution, device=STRANGER.address)
-    assert reason_of(open_sealed, sealed, copied, DOMAIN, MODEL, OWNER) is Refusal.UNSEALABLE
+    assert reason_of(open_sealed, sealed, copied, DOMAIN, LAYOUT, OWNER) is Refusal.UNSEALABLE
 
 
 @pytest.mark.parametrize("place", [0, 5, 40, 60, 130, -1])
@@ -91,7 +91,7 @@ def test_a_changed_byte_keeps_it_closed(place: int) -> None:
     damaged = bytearray(sealed)
     damaged[place] ^= 1
     assert (
-        reason_of(open_sealed, bytes(damaged), contribution, DOMAIN, MODEL, OWNER)
+        reason_of(open_sealed, bytes(damaged), contribution, DOMAIN, LAYOUT, OWNER)
         is Refusal.UNSEALABLE
     )
 
@@ -99,7 +99,7 @@ def test_a_changed_byte_keeps_it_closed(place: int) -> None:
 @given(st.binary(max_size=400))
 def test_any_bytes_are_opened_or_refused(sealed: bytes) -> None:
     contribution = contribution_of(b"\1" * 32, sealed)
-    assert reason_of(open_sealed, sealed, contribution, DOMAIN, MODEL, OWNER) is Refusal.UNSEALABLE
+    assert reason_of(open_sealed, sealed, contribution, DOMAIN, LAYOUT, OWNER) is Refusal.UNSEALABLE
 
 
 def test_content_that_is_not_that_of_the_digest_is_refused() -> None:
@@ -108,7 +108,7 @@ def test_content_that_is_not_that_of_the_digest_is_refused() -> None:
     sealed = seal(pack(UPDATE), [public_key(OWNER)], bound)
     contribution = contribution_of(name, sealed)
     assert (
-        reason_of(open_sealed, sealed, contribution, DOMAIN, MODEL, OWNER) is Refusal.WRONG_DIGEST
+        reason_of(open_sealed, sealed, contribution, DOMAIN, LAYOUT, OWNER) is Refusal.WRONG_DIGEST
     )
 
 
@@ -119,7 +119,7 @@ def test_content_that_is_no_update_is_refused(content: bytes) -> None:
     sealed = seal(content, [public_key(OWNER)], bound)
     contribution = contribution_of(name, sealed)
     assert (
-        reason_of(open_sealed, sealed, contribution, DOMAIN, MODEL, OWNER) is Refusal.WRONG_FORMAT
+        reason_of(open_sealed, sealed, contribution, DOMAIN, LAYOUT, OWNER) is Refusal.WRONG_FORMAT
     )
 
 
@@ -137,14 +137,14 @@ def test_content_that_is_no_update_is_refused(content: bytes) -> None:
 def test_an_update_in_another_format_is_refused(other: Arrays) -> None:
     sealed, contribution = closed(other)
     assert (
-        reason_of(open_sealed, sealed, contribution, DOMAIN, MODEL, OWNER) is Refusal.WRONG_FORMAT
+        reason_of(open_sealed, sealed, contribution, DOMAIN, LAYOUT, OWNER) is Refusal.WRONG_FORMAT
     )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_update_that_is_not_finite_is_refused(value: float) -> None:
     sealed, contribution = closed({**UPDATE, "w": np.array([[0, value]], np.float32)})
-    assert reason_of(open_sealed, sealed, contribution, DOMAIN, MODEL, OWNER) is Refusal.NOT_FINITE
+    assert reason_of(open_sealed, sealed, contribution, DOMAIN, LAYOUT, OWNER) is Refusal.NOT_FINITE
 
 
 def test_a_refusal_tells_the_reason_and_the_detail() -> None:
@@ -157,49 +157,49 @@ def test_a_refusal_tells_the_reason_and_the_detail() -> None:
 
 def test_bytes_that_are_kept_can_be_fetched(store: DirectoryStore) -> None:
     sealed, contribution = closed()
-    keep(store, sealed, contribution, MODEL)
-    assert fetch(store, contribution, MODEL) == sealed
+    keep(store, sealed, contribution, LAYOUT)
+    assert fetch(store, contribution, LAYOUT) == sealed
 
 
 def test_bytes_of_another_cid_are_not_taken(store: DirectoryStore) -> None:
     sealed, contribution = closed()
     other = replace(contribution, cid=cid_to_bytes(cid_of(b"other")))
-    assert reason_of(keep, store, sealed, other, MODEL) is Refusal.WRONG_CID
+    assert reason_of(keep, store, sealed, other, LAYOUT) is Refusal.WRONG_CID
 
 
 def test_bytes_under_no_cid_at_all_are_not_taken(store: DirectoryStore) -> None:
     sealed, contribution = closed()
-    assert reason_of(keep, store, sealed, replace(contribution, cid=bytes(36)), MODEL) is (
+    assert reason_of(keep, store, sealed, replace(contribution, cid=bytes(36)), LAYOUT) is (
         Refusal.WRONG_CID
     )
 
 
 def test_too_many_bytes_are_not_taken(store: DirectoryStore) -> None:
     sealed, contribution = closed()
-    assert reason_of(keep, store, sealed + b"\0", contribution, MODEL) is Refusal.OVERSIZE
+    assert reason_of(keep, store, sealed + b"\0", contribution, LAYOUT) is Refusal.OVERSIZE
 
 
 def test_too_many_bytes_are_not_stored(store: DirectoryStore) -> None:
     sealed, contribution = closed()
-    reason_of(keep, store, sealed + b"\0", contribution, MODEL)
+    reason_of(keep, store, sealed + b"\0", contribution, LAYOUT)
     assert cid_of(sealed + b"\0") not in store
 
 
 def test_what_is_not_stored_cannot_be_fetched(store: DirectoryStore) -> None:
-    assert reason_of(fetch, store, closed()[1], MODEL) is Refusal.NOT_STORED
+    assert reason_of(fetch, store, closed()[1], LAYOUT) is Refusal.NOT_STORED
 
 
 def test_no_cid_cannot_be_fetched(store: DirectoryStore) -> None:
     contribution = replace(closed()[1], cid=bytes(36))
-    assert reason_of(fetch, store, contribution, MODEL) is Refusal.WRONG_CID
+    assert reason_of(fetch, store, contribution, LAYOUT) is Refusal.WRONG_CID
 
 
 def test_damaged_bytes_are_not_taken(store: DirectoryStore, tmp_path: Path) -> None:
     _, contribution = closed()
     (tmp_path / cid_from_bytes(contribution.cid)).write_bytes(b"damaged")
-    assert reason_of(fetch, store, contribution, MODEL) is Refusal.WRONG_CID
+    assert reason_of(fetch, store, contribution, LAYOUT) is Refusal.WRONG_CID
 
 
 def test_too_many_stored_bytes_are_not_read(store: DirectoryStore) -> None:
     contribution = replace(closed()[1], cid=cid_to_bytes(store.put(bytes(10_000))))
-    assert reason_of(fetch, store, contribution, MODEL) is Refusal.OVERSIZE
+    assert reason_of(fetch, store, contribution, LAYOUT) is Refusal.OVERSIZE

@@ -1,3 +1,4 @@
+import base64
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tasks import a_plan, a_private_plan
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.keys import address_of, public_key
 from flower_chain.plan import BlockFlowPlan, Plan, RecordAndRewardPlan
-from flower_chain.records import PPM
+from flower_chain.records import PPM, Contribution
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Format
 
@@ -59,6 +60,9 @@ def test_every_term_counts_for_the_digest() -> None:
         "accountant": "prv",
         "delta": 1e-6,
         "sample_rate": 0.5,
+        "cipher_key": "AAAA",
+        "key_holder": "0x1",
+        "value_range": 0.5,
     }
     plan = a_private_plan("dp-sgd")
     numbers = {
@@ -372,3 +376,71 @@ def test_any_text_is_a_plan_or_refused(text: str) -> None:
         RecordAndRewardPlan.from_json(text)
     except FormatError:
         return
+
+
+# --- encrypted sums ------------------------------------------------------------------------------
+
+HOLDER = Account.from_key(b"\7" * 32)
+ENCRYPTED: dict[str, Any] = {
+    "encryption": "paillier",
+    "cipher_key": base64.b64encode(b"\xff" * 256).decode(),
+    "key_holder": HOLDER.address,
+    "least_summed": 3,
+    "most_summed": 16,
+    "weight_steps": 1,
+    "value_range": 1.0,
+    "value_bits": 16,
+}
+
+
+def test_a_plan_with_encryption_comes_back_from_its_text() -> None:
+    plan = a_plan(**ENCRYPTED)
+    assert RecordAndRewardPlan.from_json(plan.to_json()) == plan
+    assert plan.public_key == b"\xff" * 256
+
+
+def test_encryption_changes_the_format_of_an_update_only() -> None:
+    plain, encrypted = a_plan(), a_plan(**ENCRYPTED)
+    assert plain.update_format == plain.model.of_update()
+    (spec,) = encrypted.update_format.specs
+    assert (spec.dtype, spec.shape) == ("U8", (7, 512))
+    assert encrypted.model == plain.model
+
+
+@pytest.mark.parametrize(
+    ("terms", "named"),
+    [
+        ({"encryption": "rot13"}, "encryption = 'rot13'"),
+        ({"aggregation": "inner", "inner": "Krum"}, "Krum makes no mean"),
+        ({"key_holder": HOLDER.address.lower()}, "key-holder"),
+        ({"least_summed": 1}, "encryption-least = 1"),
+        ({"least_summed": 17}, "encryption-least = 17"),
+        ({"weight_steps": 0}, "steps of a weight"),
+        ({"most_summed": 2**24, "weight_steps": 16}, "encryption-most"),
+        ({"value_bits": 40}, "bits = 40"),
+        ({"value_range": 0.0}, "range = 0.0"),
+        ({"readers": public_key(HOLDER).hex()}, "readers lists the key holder"),
+    ],
+)
+def test_a_term_of_encryption_that_can_not_be_used_is_named(
+    terms: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        a_plan(**(ENCRYPTED | terms))
+
+
+def test_a_key_that_is_not_in_base64_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the public key of paillier"):
+        _ = a_plan(**(ENCRYPTED | {"cipher_key": "???"})).cipher
+
+
+def test_equal_weights_are_one_and_scores_are_sixteenths() -> None:
+    plan = a_plan(**ENCRYPTED)
+    assert plan.weight_of(_measured(900_000, 250_000, 50_000)) == 1
+    steps = replace(plan, weight_steps=16)
+    assert steps.weight_of(_measured(900_000, 250_000, 50_000)) == 12
+    assert steps.weight_of(_measured(900_000, 990_000, 50_000)) == 1
+
+
+def _measured(*errors: int) -> Contribution:
+    return Contribution(HOLDER.address, 0, 1, bytes(32), bytes(36), (), errors)

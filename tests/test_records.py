@@ -1,3 +1,4 @@
+import hashlib
 import re
 import struct
 from collections.abc import Iterator
@@ -16,17 +17,21 @@ from flower_chain.errors import FormatError, Reverted
 from flower_chain.ledger import Contract, EmbeddedLedger
 from flower_chain.records import (
     MAX_CLASSES,
+    NOBODY,
     PPM,
     UNMEASURED,
     Contribution,
+    DecryptedSum,
     Domain,
     Hello,
+    KeyHolder,
     Refusal,
     Signed,
     Task,
     from_bits,
     lot_of,
     pack_errors,
+    parts_of,
     recover,
     recover_public_key,
     sign,
@@ -63,6 +68,8 @@ GOLDEN_SIGNATURE = (
     "fdb0939652acd667947f1afbbfd92217ad12393c7c22e37eed0723abbb6720ca"
     "dd440b3968213c9c643d83d401b19cafd92c29ff277a4735f0a73b8ca6197bb2"
 )
+GOLDEN_SUM = "eab917c6c9f17c136c9098e1f789d7fdf313bfd9ffe60e8ff633a687cc7d9b87"
+GOLDEN_KEY = "1e93433e287e006cde77825b2f852cea6926b3709f6fa99170af310a830aba63"
 
 
 def hash_of(message: SignableMessage) -> bytes:
@@ -245,7 +252,7 @@ class TestSign:
         assert devices[0].address == DEVICE
         assert sign(CONTRIBUTION.encode(DOMAIN), devices[0]).hex() == GOLDEN_SIGNATURE
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(1, ORDER - 1), st.integers(0, 2**32 - 1))
     def test_recover_names_who_signed(self, key: int, version: int) -> None:
         account = Account.from_key(key.to_bytes(32, "big"))
@@ -346,9 +353,7 @@ def contract(owner: LocalAccount, devices: list[LocalAccount], token: Contract) 
 class TestAgainstTheContract:
     """What Python hashes and recovers is what the contract does."""
 
-    @settings(
-        max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         device=st.binary(min_size=20, max_size=20),
         version=st.integers(0, 2**32 - 1),
@@ -416,9 +421,7 @@ class TestAgainstTheContract:
         assert here.count(Refusal.BAD_SIGNATURE) == len(signatures) - 1
         assert there == here
 
-    @settings(
-        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.one_of(
             st.binary(min_size=64, max_size=64),
@@ -472,3 +475,44 @@ def permit(token: Contract, spender: str, value: int, deadline: int) -> Signable
         "deadline": deadline,
     }
     return encode_typed_data(domain, {"Permit": types}, message)
+
+
+class TestSums:
+    SAID = DecryptedSum(3, b"\1" * 32, b"\2" * 32, b"\3" * 32)
+
+    def test_a_decrypted_sum_has_the_golden_hash(self) -> None:
+        assert hash_of(self.SAID.encode(DOMAIN)).hex() == GOLDEN_SUM
+
+    def test_a_key_holder_has_the_golden_hash(self) -> None:
+        assert hash_of(KeyHolder(b"\4" * 32).encode()).hex() == GOLDEN_KEY
+
+    def test_every_field_of_a_sum_counts(self) -> None:
+        changed = {
+            "version": 4,
+            "parts": bytes(32),
+            "encrypted": bytes(32),
+            "decrypted": bytes(32),
+        }
+        hashes = {
+            hash_of(replace(self.SAID, **{name: value}).encode(DOMAIN))
+            for name, value in changed.items()
+        }
+        assert len(hashes | {hash_of(self.SAID.encode(DOMAIN))}) == 5
+
+    def test_the_parts_are_the_same_in_any_order(self) -> None:
+        others = [
+            replace(CONTRIBUTION, device=device, digest=bytes([n]) * 32)
+            for n, device in enumerate((NOBODY, CONTRIBUTION.device))
+        ]
+        weighed = [(others[0], 1), (others[1], 2)]
+        assert parts_of(weighed) == parts_of(reversed(weighed))
+        assert (
+            parts_of(weighed)
+            == hashlib.sha256(
+                b"".join(
+                    bytes.fromhex(c.device[2:]) + c.digest + weight.to_bytes(4, "big")
+                    for c, weight in weighed
+                )
+            ).digest()
+        )
+        assert parts_of(weighed) != parts_of([(others[0], 2), (others[1], 1)])

@@ -77,6 +77,18 @@ contract RecordAndReward is Federation {
     /// @notice The largest data cost that a device may claim.
     uint32 public immutable maxDataCost;
 
+    /// @notice The next model is made of this sum, which the holder of the private key decrypted and signed (EIP-712:
+    ///         `DecryptedSum(uint32 version,bytes32 parts,bytes32 encrypted,bytes32 decrypted)`). Whether that fits,
+    ///         whoever verifies the run checks.
+    /// @param version The version whose contributions were added.
+    /// @param parts SHA-256 over these contributions and their weights.
+    /// @param encrypted SHA-256 of the encrypted sum.
+    /// @param decrypted SHA-256 of the sum.
+    /// @param cid Binary CIDv1 of the sum in the store.
+    event SumRecorded(
+        uint32 indexed version, bytes32 parts, bytes32 encrypted, bytes32 decrypted, bytes cid, bytes32 r, bytes32 vs
+    );
+
     /// @notice `value` is more than `PPM`, or none where there must be some.
     error NotAShare(uint32 value);
 
@@ -96,6 +108,15 @@ contract RecordAndReward is Federation {
         leastPpm = plan.leastPpm;
         rate = plan.rate;
         maxDataCost = plan.maxDataCost;
+    }
+
+    /// @notice Records the decrypted sum that the next model is made of; see `SumRecorded`.
+    function recordSum(bytes32 parts, bytes32 encrypted, bytes32 decrypted, bytes calldata cid, bytes32 r, bytes32 vs)
+        external
+        onlyOwner
+        whileRunning
+    {
+        emit SumRecorded(version, parts, encrypted, decrypted, cid, r, vs);
     }
 
     /// @inheritdoc Federation

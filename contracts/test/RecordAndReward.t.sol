@@ -38,6 +38,29 @@ contract RecordAndRewardTest is Fixture {
         VM.assertEq(federation.owner(), address(this));
     }
 
+    // Encrypted updates.
+
+    function test_TheOwnerRecordsADecryptedSum() public {
+        bytes memory cid = hex"0155122000";
+        VM.expectEmit(address(federation));
+        emit RecordAndReward.SumRecorded(0, "parts", "encrypted", "decrypted", cid, "r", "vs");
+        federation.recordSum("parts", "encrypted", "decrypted", cid, "r", "vs");
+    }
+
+    function test_NobodyElseRecordsADecryptedSum() public {
+        VM.expectRevert(abi.encodeWithSelector(Federation.NotOwner.selector, ALICE));
+        VM.prank(ALICE);
+        federation.recordSum("parts", "encrypted", "decrypted", "", "r", "vs");
+    }
+
+    function test_NoSumIsRecordedOnceTheRunIsOver() public {
+        federation.finish();
+        VM.expectRevert(Federation.AlreadyFinished.selector);
+        federation.recordSum("parts", "encrypted", "decrypted", "", "r", "vs");
+    }
+
+    // More of the plan.
+
     function test_RefusesAThresholdAboveOne() public {
         RecordAndReward.Plan memory plan = _plan(RecordAndReward.Rule.Both);
         plan.thresholdPpm = PPM + 1;

@@ -2,10 +2,11 @@
 
 import typer
 
-from flower_chain.cli import access, accounts, deploy, look, money, store
+from flower_chain.cli import access, accounts, cipher, deploy, look, money, store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(accounts.app, name="keys")
+app.add_typer(cipher.app, name="cipher")
 app.add_typer(store.app, name="store")
 app.command()(deploy.deploy)
 app.command()(money.enrol)

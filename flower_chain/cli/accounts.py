@@ -42,7 +42,7 @@ def new(
     """
     with reporting():
         create = keys.create_rsa if rsa else keys.create
-        print(create(key_file, _new_password() if encrypt else None).address)
+        print(create(key_file, new_password() if encrypt else None).address)
 
 
 @app.command()
@@ -59,7 +59,8 @@ def show(
         print(keys.public_key(reader).hex() if public_key else reader.address)
 
 
-def _new_password() -> str:
+def new_password() -> str:
+    """That of the environment, or what is asked for."""
     password = os.environ.get(keys.PASSWORD_VARIABLE)
     if password is None:
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,17 +32,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen;
 
 def account_of(key_file: Path) -> LocalAccount:
     """The account of a key file; who sits at a terminal is asked for the password of a keystore."""
-    return keys.load(key_file, _password_of(key_file))
+    return keys.load(key_file, password_of(key_file))
 
 
 def reader_from(key_file: Path) -> keys.Reader:
     """The account or the RSA key of a key file; the password likewise."""
-    return keys.load_reader(key_file, _password_of(key_file))
+    return keys.load_reader(key_file, password_of(key_file))
 
 
-def _password_of(key_file: Path) -> str | None:
+def password_of(
+    key_file: Path, is_encrypted: Callable[[Path], bool] = keys.is_encrypted
+) -> str | None:
+    """The password that is asked for at a terminal, if a key file needs one."""
     ask = keys.PASSWORD_VARIABLE not in os.environ and sys.stdin.isatty()
-    if not ask or not keys.is_encrypted(key_file):
+    if not ask or not is_encrypted(key_file):
         return None
     password: str = typer.prompt(f"Password of {key_file}", hide_input=True, err=True)
     return password

@@ -20,6 +20,7 @@ from flower_chain.cli.reporting import console, reporting
 from flower_chain.errors import ConfigError
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.plan import RecordAndRewardPlan
+from flower_chain.privacy.accountant import UNITS
 from flower_chain.records import PPM
 from flower_chain.run import EMBEDDED, Funds, RecordAndRewardRun
 from flower_chain.strategy.settings import RecordAndRewardSettings
@@ -152,6 +153,7 @@ class Beginning:
             "model": f"{len(self.model)} arrays, error {self.error_ppm / PPM:.4f}",
             "validation data": f"SHA-256 {plan.validation_digest}",
             "strategy": f"{plan.scheme} around {plan.inner}, rule {plan.rule}",
+            "privacy": _privacy(plan),
             "paid": f"{in_full(plan.rate)} tokens a data point, for {plan.max_data_cost:,} at most",
             "pool": f"{in_full(funds.pool)} of {token}, from the owner",
             "devices": open_to,
@@ -226,3 +228,13 @@ def _arrays(name: str) -> Arrays:
         key: value.numpy() if hasattr(value, "numpy") else np.asarray(value)
         for key, value in made.items()
     }
+
+
+def _privacy(plan: RecordAndRewardPlan) -> str:
+    """What devices do to hide their data, and what they may spend."""
+    if plan.charges is None:
+        return "no noise, and no budget"
+    rounds = plan.charges.rounds(plan.budget)
+    seed = f"; NOT PRIVATE: from the seed {plan.noise_seed}" if plan.noise_seed >= 0 else ""
+    budget = f"epsilon {plan.budget / UNITS:g} at delta {plan.delta:g}"
+    return f"{plan.privacy}, {budget}, which pays {rounds} rounds of a device{seed}"

@@ -21,8 +21,12 @@ def key_file(context: Context) -> Path:
         return Path(str(path))
     if (partition := context.node_config.get("partition-id")) is None:
         raise ConfigError("the device has no key: set key-file in the SuperNode's --node-config")
-    folder = Path(str(context.run_config.get("chain.keys") or keys.HOME / "keys")).expanduser()
-    return folder / f"device-{partition}.key"
+    return keys_folder(context) / f"device-{partition}.key"
+
+
+def keys_folder(context: Context) -> Path:
+    """Where the keys of a simulation are."""
+    return Path(str(context.run_config.get("chain.keys") or keys.HOME / "keys")).expanduser()
 
 
 def device_account(context: Context) -> LocalAccount:

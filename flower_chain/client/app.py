@@ -9,11 +9,13 @@ from flwr.clientapp import ClientApp as FlowerClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
-from flower_chain import audit_messages, envelope, messages, updates
+from flower_chain import audit_messages, envelope, messages, sum_messages, updates
 from flower_chain.audit_messages import AUDIT
 from flower_chain.client.account import device_account
 from flower_chain.client.agent import Agent
 from flower_chain.client.budget import Budget
+from flower_chain.client.encryption import check_key, encrypted
+from flower_chain.client.key_holder import KeyHolder
 from flower_chain.client.own_node import OwnNode
 from flower_chain.client.own_store import OwnStore
 from flower_chain.client.private import offering
@@ -61,6 +63,11 @@ class ClientApp(FlowerClientApp):
     ``max-bond`` tokens in the ``--node-config``, and scores the models of the others with
     ``evaluate()``. It leaves a data trust after ``leave-after`` rounds, if that is there too.
 
+    With ``key-holder`` in it, the file of a private key, the node is no device but holds the key of
+    encrypted sums, and never trains; in a simulation whose ``chain.encryption`` names a cipher the
+    last partition does. A device with ``cipher-key`` in it encrypts under no other key than the one
+    with that SHA-256.
+
     Under a strategy that isn't ours it behaves as Flower's own.
 
     Parameters
@@ -100,6 +107,10 @@ class ClientApp(FlowerClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Handle a message: ours, the user's, or both."""
+        if (holder := KeyHolder.of(context)) is not None:
+            return holder.answer(message)
+        if message.metadata.message_type == sum_messages.KEY:
+            return Message(RecordDict(), reply_to=message)
         if message.metadata.message_type == messages.HELLO:
             return self._introduce(message, context)
         if audit_messages.STAGE in message.content.config_records:
@@ -194,6 +205,7 @@ class ClientApp(FlowerClientApp):
     def _contribute(self, message: Message, context: Context) -> Message:
         request = messages.read_request(message.content, RecordAndRewardPlan)
         samples = messages.read_samples(message.content)
+        check_key(request.plan, context)
         message = _without_ours(message)
         check_model(_single(message.content.array_records), request)
         owner = check_owner(request, context)
@@ -239,6 +251,8 @@ class ClientApp(FlowerClientApp):
         if log.returned != [_data(trained)]:
             log.probabilities.clear()  # a mod or the noise changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
+        if request.plan.cipher is not None:
+            update = encrypted(update, request.plan.cipher)
         digest, sealed = envelope.close(
             update, [owner, *request.plan.reader_keys], request.domain, account.address
         )

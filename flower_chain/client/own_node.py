@@ -1,6 +1,6 @@
 """A device with access to a node of its own: it checks what it is told, and submits itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from logging import WARNING
 from pathlib import Path
@@ -89,6 +89,21 @@ class OwnNode:
                 raise TaskRefused(
                     f"the task's {name} is {_text(told)}, the ledger's {_text(recorded)}"
                 )
+
+    def check_recorded(self, number: int, parts: Sequence[Signed]) -> None:
+        """Refuse contributions to the current version that the ledger does not hold as accepted.
+
+        It takes those of enrolled devices only.
+
+        Raises
+        ------
+        TaskRefused
+        """
+        recorded = {v.signed for v in self._federation.at(number).verdicts if not v.reason}
+        for signed in parts:
+            if signed not in recorded:
+                device = signed.contribution.device
+                raise TaskRefused(f"the ledger holds no accepted contribution of {device} like it")
 
     def sent_before(self, version: int) -> RecordDict | None:
         """What the device sent for a version, if the ledger holds its contribution already.

@@ -10,10 +10,12 @@ from flower_chain.errors import LedgerError
 from flower_chain.ledger.base import Contract, Event, Receipt
 from flower_chain.records import (
     Contribution,
+    DecryptedSum,
     Domain,
     Model,
     Refusal,
     Signed,
+    SignedSum,
     from_bits,
     unpack_errors,
 )
@@ -123,6 +125,7 @@ class Version:
     pool_when_short: int | None = None
     left_out: list[Finding] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
+    sums: list[SignedSum] = field(default_factory=list)
 
     @property
     def accepted(self) -> list[Verdict]:
@@ -311,6 +314,7 @@ class Federation:
         findings: Sequence[Finding] = (),
         *,
         last: bool = False,
+        decrypted: SignedSum | None = None,
     ) -> Settlement:
         """Refuse what was found wrong off chain, pay for the rest, and publish the next model.
 
@@ -328,6 +332,8 @@ class Federation:
         findings : sequence of Finding
         last : bool
             Let no contributions into the version that begins.
+        decrypted : SignedSum, optional
+            What the next model was made of, if updates are encrypted.
 
         Raises
         ------
@@ -343,7 +349,8 @@ class Federation:
         pay: list[list[Call]] = [[("pay", (some,))] for some in batches(list(dues), BATCH)]
         refused = set() if begun else {finding.device for finding in findings}
         judged = sum(due for device, due in dues.items() if device not in refused)
-        end: list[Call] = [("advance", (seed, following.as_tuple(), judged))]
+        end: list[Call] = [("recordSum", decrypted.as_tuple())] if decrypted else []
+        end += [("advance", (seed, following.as_tuple(), judged))]
         end += [("close", ())] * last
         steps = pay + refuse if begun else refuse + pay
         if len(findings) + len(dues) <= BATCH:
@@ -415,6 +422,15 @@ def _verdict(event: Event, current: int) -> Verdict:
     return Verdict(signed, Refusal(args.get("reason", 0)), args.get("due", 0), event)
 
 
+def _sum(event: Event, number: int) -> SignedSum:
+    args = event.args
+    parts, encrypted, decrypted = (bytes(args[n]) for n in ("parts", "encrypted", "decrypted"))
+    signature = bytes(args["r"]) + bytes(args["vs"])
+    return SignedSum(
+        DecryptedSum(number, parts, encrypted, decrypted), bytes(args["cid"]), signature
+    )
+
+
 def _finding(finding: Finding) -> tuple[str, int]:
     return finding.device, int(finding.reason)
 
@@ -471,6 +487,8 @@ def _remember_version(version: Version, event: Event) -> None:
             version.pool_when_short = event.args["pool"]
         case "SeedRevealed":
             version.seed = bytes(event.args["seed"])
+        case "SumRecorded":
+            version.sums.append(_sum(event, version.number))
 
 
 def _add(sums: dict[str, int], account: str, amount: int) -> None:

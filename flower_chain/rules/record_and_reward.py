@@ -122,6 +122,14 @@ def quality(terms: Terms, errors: Sequence[int]) -> int:
     return PPM if accepted else 0
 
 
+def sum_weight(terms: Terms, errors: Sequence[int], steps: int) -> int:
+    """What an accepted contribution weighs in an encrypted sum.
+
+    Its quality in so many steps, rounded down, and at least 1; so with one step all weigh the same.
+    """
+    return max(1, quality(terms, errors) * steps // PPM)
+
+
 def falls(errors: Sequence[int]) -> bool:
     """Whether the slope of the least-squares line through the errors is negative.
 

@@ -506,7 +506,7 @@ class Run(ABC):
         if token not in (None, self.pointers.token):
             raise another("token", token, self.pointers.token)
         for name, now, then in plan.differences(self.plan):
-            raise another(name, now, then)
+            raise another(name, _shortened(now), _shortened(then))
 
 
 def store_of(path: Path, where: str, plan: Plan) -> Store:
@@ -549,6 +549,11 @@ def another(name: str, now: object, then: object) -> ConfigError:
         f"{name} is {now}, but the run in this folder began with {then}: "
         "continue it with what it began with, or set chain.run to another folder"
     )
+
+
+def _shortened(value: object) -> object:
+    """A key is long."""
+    return f"{value[:60]}..." if isinstance(value, str) and len(value) > 100 else value
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -152,7 +152,12 @@ class RecordAndRewardRun(Run):
             for version in versions
             for verdict in version.verdicts
         ]
-        return contents_of(models + updates)
+        sums = [
+            (decrypted.cid, Content(version.number, "decrypted sum"))
+            for version in versions
+            for decrypted in version.sums
+        ]
+        return contents_of(models + updates + sums)
 
     @property
     def reached(self) -> int:
@@ -182,6 +187,10 @@ class RecordAndRewardRun(Run):
         cid = cid_to_bytes(self.store.put(packed))
         return Model(digest(packed), cid, keccak(self.seed(version)), error_ppm)
 
+    def keep_sum(self, total: Arrays) -> bytes:
+        """Store a decrypted sum; its address, as a binary CIDv1."""
+        return cid_to_bytes(self.store.put(pack(total)))
+
     @property
     def sealed_for(self) -> frozenset[str]:
         """The owner, and the readers that the plan names."""
@@ -191,7 +200,7 @@ class RecordAndRewardRun(Run):
     @property
     def sealed_bytes(self) -> int:
         """What a sealed update has."""
-        return envelope.size(self.plan.model, self.plan.reader_keys)
+        return envelope.size(self.plan.update_format, self.plan.reader_keys)
 
     def sealed_files(self) -> list[SealedFile]:
         """The updates of the contributions that the contract took."""

@@ -36,6 +36,10 @@ PLAIN = "fedavg"
 """The scheme that is none."""
 
 
+CANT_ENCRYPT = {PLAIN: "which is Flower's own and encrypts nothing"}
+"""Why updates can't be encrypted; all other schemes but the default one have the same reason."""
+
+
 def wrap(strategy: Strategy, context: Context, examiner: Examiner | None = None) -> Strategy:
     """Wrap a Flower strategy as the run-config says.
 
@@ -60,6 +64,10 @@ def wrap(strategy: Strategy, context: Context, examiner: Examiner | None = None)
     """
     tell_in_one_line()
     scheme = context.run_config.get(f"{PREFIX}scheme", DEFAULTS["scheme"])
+    encryption = context.run_config.get(f"{PREFIX}encryption")
+    if encryption and scheme != DEFAULTS["scheme"]:
+        why = CANT_ENCRYPT.get(str(scheme), "its devices score each other's models")
+        raise ConfigError(f"encryption = {encryption!r}: not with scheme = {scheme!r}, {why}")
     if scheme == PLAIN:
         return strategy
     if scheme not in SCHEMES:

@@ -103,24 +103,31 @@ class Admitter:
         return self._check(Admission(hello, signed=signed), signed, None)
 
     def _check(self, admission: Admission, signed: Signed, sealed: bytes | None) -> Admission:
-        """The admission with the update, which leaves T_k finite, or with the refusal."""
+        """The admission with the update, which leaves T_k finite, or with the refusal.
+
+        What an encrypted one does to T_k nobody can know.
+        """
         try:
             update = self._open(signed.contribution, sealed)
-            try:
-                check_stays_finite(self._received, update)
-            except FormatError as fault:
-                raise RefusedError(Refusal.NOT_FINITE, f"T_k with it: {fault}") from fault
+            if not self._plan.encryption:
+                self._check_stays_finite(update)
         except RefusedError as refused:
             return admission.refused(refused.reason, str(refused))
         return replace(admission, update=update)
 
+    def _check_stays_finite(self, update: Arrays) -> None:
+        try:
+            check_stays_finite(self._received, update)
+        except FormatError as fault:
+            raise RefusedError(Refusal.NOT_FINITE, f"T_k with it: {fault}") from fault
+
     def _open(self, contribution: Contribution, sealed: bytes | None) -> Arrays:
-        plan = self._plan
+        plan, layout = self._plan, self._plan.update_format
         if sealed is None:
-            sealed = fetch(self._store, contribution, plan.model, plan.reader_keys)
+            sealed = fetch(self._store, contribution, layout, plan.reader_keys)
         # Also what was found: on a node of the device's own it may not stay.
-        keep(self._store, sealed, contribution, plan.model, plan.reader_keys)
-        return open_sealed(sealed, contribution, self._domain, plan.model, self._owner)
+        keep(self._store, sealed, contribution, layout, plan.reader_keys)
+        return open_sealed(sealed, contribution, self._domain, layout, self._owner)
 
 
 def _require_metrics(content: RecordDict) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging import INFO, WARNING
 
+from eth_utils.address import to_checksum_address
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
@@ -16,8 +17,17 @@ from flower_chain.examiner import Examiner
 from flower_chain.ledger.federation import Finding, Version
 from flower_chain.messages import Request, Samples
 from flower_chain.plan import RecordAndRewardPlan
-from flower_chain.privacy.accountant import UNITS, Accountant
-from flower_chain.records import NOBODY, PPM, TOKEN_UNITS, Hello, Refusal, Task, sign
+from flower_chain.privacy.accountant import UNITS
+from flower_chain.records import (
+    NOBODY,
+    PPM,
+    TOKEN_UNITS,
+    Hello,
+    Refusal,
+    SignedSum,
+    Task,
+    sign,
+)
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.strategy.admission import Admission, Admitter
 from flower_chain.strategy.base import (
@@ -31,6 +41,7 @@ from flower_chain.strategy.base import (
     tell,
 )
 from flower_chain.strategy.central_dp import check_arrays, check_central_dp, fit_noise, norm_bit
+from flower_chain.strategy.encrypted_sum import Holder
 from flower_chain.strategy.settings import RecordAndRewardSettings
 from flower_chain.updates import Arrays, Format, apply
 
@@ -85,17 +96,24 @@ class RecordAndReward(LedgerStrategy):
         self._hellos: dict[int, Hello] = {}
         self._invited: dict[int, Hello] = {}
         self._silent: list[Finding] = []
+        self._holder: Holder | None = None
+        self._sum: SignedSum | None = None
+        self._reply_timeout = 0.0
 
     def _log_terms(self) -> None:
-        run = self._run
-        log(INFO, "\t│\t├── Pool: %g tokens", run.federation.pool / TOKEN_UNITS)
-        log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", run.plan.rule, self.settings.rate)
-        if run.plan.charges is not None:
-            self._log_privacy(run.plan, run.plan.charges)
+        plan = self._run.plan
+        log(INFO, "\t│\t├── Pool: %g tokens", self._run.federation.pool / TOKEN_UNITS)
+        log(INFO, "\t│\t├── Rule: %s, %g tokens a data point", plan.rule, self.settings.rate)
+        if plan.charges is not None:
+            self._log_privacy(plan, plan.charges.rounds(plan.budget))
+        if plan.encryption:
+            log(INFO, "\t│\t├── Updates encrypted: %s, key of %s", plan.encryption, plan.key_holder)
+            log(INFO, "\t│\t├── Decrypted: sums of %d at least", plan.least_summed)
+            log(WARNING, "\t│\t├── Nobody can look into an update: the signed errors are believed.")
 
-    def _log_privacy(self, plan: RecordAndRewardPlan, charges: Accountant) -> None:
+    def _log_privacy(self, plan: RecordAndRewardPlan, rounds: int) -> None:
         log(INFO, "\t│\t├── Privacy: %s, clip %g, noise %g", plan.privacy, plan.clip, plan.noise)
-        told = plan.budget / UNITS, plan.delta, self._payable
+        told = plan.budget / UNITS, plan.delta, rounds
         log(INFO, "\t│\t├── Budget: epsilon %g at delta %g pays %d rounds of a device", *told)
         if plan.noise_seed >= 0:
             log(WARNING, "\t│\t├── NOT PRIVATE: noise is drawn from the seed %d", plan.noise_seed)
@@ -108,6 +126,7 @@ class RecordAndReward(LedgerStrategy):
                 f"patience = {self.settings.patience}: a round may take {3 * timeout:g} s, and "
                 "before its end nobody should be able to have paid what the owner has not seen"
             )
+        self._reply_timeout = timeout
         return timeout
 
     def configure_train(
@@ -119,6 +138,8 @@ class RecordAndReward(LedgerStrategy):
         self._received = numpy_of(arrays)
         version = self._run.federation.at(self._version)
         nodes = [message.metadata.dst_node_id for message in inner]
+        if self._holder is not None:
+            nodes = [node for node in nodes if node != self._holder.node]
         self._silent = [] if version.closed else self._introduce(grid, nodes)
         self._hello_timeout = self.settings.timeout
         self._invited = {} if version.closed else self._wanted(nodes, version)
@@ -138,6 +159,7 @@ class RecordAndReward(LedgerStrategy):
         signed = [admission.signed for admission in admissions if admission.signed]
         version = self._run.federation.collect(self._version, signed)
         accepted, findings = self._judge(version, admissions)
+        self._sum = None
         arrays, metrics = self._aggregate(self._done + server_round, accepted)
         self._settle(version, findings, arrays)
         self._run.let_go()
@@ -145,9 +167,10 @@ class RecordAndReward(LedgerStrategy):
 
     def _open(self, grid: Grid, model: Arrays) -> Arrays:
         settings = self.settings
-        plan = settings.plan(Format.of(model), self._examiner.digest, self._inner)
+        self._holder = self._find_holder(grid)
+        offer = None if self._holder is None else self._holder.offer
+        plan = settings.plan(Format.of(model), self._examiner.digest, self._inner, offer)
         check_arrays(self.strategy, plan.model)
-        self._payable = _rounds_paid(plan)
         self._run = RecordAndRewardRun.start(
             settings.path,
             settings.ledger,
@@ -173,6 +196,31 @@ class RecordAndReward(LedgerStrategy):
             log(WARNING, "What %s kept in memory of earlier rounds is lost.", self._inner)
         return arrays
 
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the inner strategy does, but not the node that only holds a key."""
+        asked = super().configure_evaluate(server_round, arrays, config, grid)
+        holder = None if self._holder is None else self._holder.node
+        return [message for message in asked if message.metadata.dst_node_id != holder]
+
+    def _find_holder(self, grid: Grid) -> Holder | None:
+        """The node that holds the key, if updates are encrypted; ConfigError if it has a role."""
+        settings = self.settings
+        if not settings.encryption:
+            return None
+        account = to_checksum_address(settings.key_holder) if settings.key_holder else ""
+        holder = Holder.find(
+            grid, settings.encryption, account, settings.timeout, self._reply_timeout
+        )
+        if not settings.key_holder:
+            log(WARNING, "Whoever says so first holds the key: set chain.key-holder to an account.")
+        if holder.offer.account in (self._owner.address, *(self._allowlist or ())):
+            raise ConfigError(
+                f"key-holder = {holder.offer.account}: neither the owner nor a device can be that"
+            )
+        return holder
+
     def _wanted(self, nodes: Sequence[int], version: Version) -> dict[int, Hello]:
         """Whom to ask: not those whose contribution is recorded and in the store, or refused."""
         store = self._run.store
@@ -187,10 +235,11 @@ class RecordAndReward(LedgerStrategy):
 
     def _is_spent(self, device: str) -> bool:
         """Whether the device's privacy budget does not pay another round."""
-        charges = self._run.plan.charges
-        if charges is None:
+        plan = self._run.plan
+        if plan.charges is None:
             return False
-        return self._run.federation.spent(device) >= charges.spent(self._payable)
+        most = plan.charges.spent(plan.charges.rounds(plan.budget))
+        return self._run.federation.spent(device) >= most
 
     def _end_if_all_is_spent(self) -> None:
         """End the run if no enrolled device could contribute to this or any later version."""
@@ -220,8 +269,18 @@ class RecordAndReward(LedgerStrategy):
     def _enrolled(self, devices: set[str]) -> set[str]:
         """Those of the devices that are enrolled; with open enrolment all but the owner."""
         if self._allowlist is None:
-            self._enrol(sorted(devices - {self._owner.address}))
+            self._enrol(self._welcome(devices))
         return {device for device in devices if self._run.federation.is_enrolled(device)}
+
+    def _welcome(self, devices: set[str]) -> list[str]:
+        """Whom open enrolment takes: nobody with another role, and no more than a sum may have."""
+        run = self._run
+        wanted = sorted(devices - {self._owner.address, run.plan.key_holder})
+        new = [device for device in wanted if not run.federation.is_enrolled(device)]
+        if not run.plan.encryption or not new:
+            return new
+        enrolled = len(run.federation.history().enrolled)
+        return new[: max(0, run.plan.most_summed - enrolled)]
 
     def _enrol(self, devices: Sequence[str]) -> None:
         federation = self._run.federation
@@ -333,10 +392,24 @@ class RecordAndReward(LedgerStrategy):
                 self._received if combined is None else as_model(combined, self._received)
             ), metrics
         assert isinstance(self.strategy, FedAvg)
-        changes = [a.update for a in accepted if a.update is not None]
-        arrays = updates.mean(self._received, changes, self._run.plan.learning_rate)
+        arrays = self._mean(accepted)
         contents = [reply.content for reply in replies]
         return arrays, self.strategy.train_metrics_aggr_fn(contents, self._weight_key)
+
+    def _mean(self, accepted: Sequence[Admission]) -> Arrays:
+        """T_{k+1}, by the updates themselves or by their sum."""
+        plan = self._run.plan
+        if self._holder is None or plan.cipher is None:
+            changes = [a.update for a in accepted if a.update is not None]
+            return updates.mean(self._received, changes, plan.learning_rate)
+        decrypted = self._holder.decrypt(self._request(), accepted)
+        if decrypted is None:
+            return self._received
+        total, said, signature = decrypted
+        self._sum = SignedSum(said, self._run.keep_sum(total), signature)
+        weights = [plan.weight_of(a.signed.contribution) for a in accepted if a.signed]
+        mean = plan.cipher.mean(total, sum(weights))
+        return apply(self._received, mean, plan.learning_rate)
 
     def _reweighted(self, admission: Admission) -> Message:
         """The reply as the inner strategy expects it, with our weight in place of the claim.
@@ -364,6 +437,7 @@ class RecordAndReward(LedgerStrategy):
             following,
             findings,
             last=self._version + 1 >= self._rounds,
+            decrypted=self._sum,
         )
         self._version += 1
         if settlement.short:
@@ -384,6 +458,8 @@ class RecordAndReward(LedgerStrategy):
         return charges is None or charges.fits(contribution.spent, contribution.version + 1)
 
     def _evidence_fits(self, admission: Admission) -> bool:
+        if self._run.plan.encryption:
+            return True  # nobody can know
         assert admission.signed is not None
         assert admission.update is not None
         contribution = admission.signed.contribution
@@ -394,17 +470,3 @@ class RecordAndReward(LedgerStrategy):
             self._examiner.choose(*self._draw(contribution.device, contribution.classes)),
             self._run.plan.tolerance_ppm,
         )
-
-
-def _rounds_paid(plan: RecordAndRewardPlan) -> int:
-    """How many rounds of a device its privacy budget pays; ConfigError if that is none."""
-    charges = plan.charges
-    if charges is None:
-        return 0
-    rounds = charges.rounds(plan.budget)
-    if rounds == 0:
-        raise ConfigError(
-            f"dp-epsilon = {plan.budget / UNITS:g}: one round costs {charges.epsilon(1):.4g}; add "
-            "noise or spend more"
-        )
-    return rounds

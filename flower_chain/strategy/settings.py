@@ -1,5 +1,6 @@
 """What a user sets, by constructor or by run-config."""
 
+import base64
 import re
 import secrets
 from abc import abstractmethod
@@ -14,14 +15,22 @@ from eth_utils.address import is_address, to_checksum_address
 
 from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, address_of, load, load_or_create, public_key
-from flower_chain.plan import BlockFlowPlan, DataTrustPlan, PeersPlan, RecordAndRewardPlan
+from flower_chain.plan import (
+    IN_THE_CLEAR,
+    BlockFlowPlan,
+    DataTrustPlan,
+    PeersPlan,
+    RecordAndRewardPlan,
+)
 from flower_chain.privacy.accountant import MAX_BUDGET, PURE, UNITS
+from flower_chain.privacy.ciphers import SCHEMES as SUM_SCHEMES
 from flower_chain.privacy.mechanisms import Kind
 from flower_chain.records import TOKEN_UNITS, to_ppm
 from flower_chain.rules.blockflow import ONE, to_score
 from flower_chain.rules.data_trust import smallest
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.run import TOKEN_SUPPLY, Funds
+from flower_chain.sum_messages import Offer
 from flower_chain.updates import Format
 
 PREFIX = "chain."
@@ -30,6 +39,9 @@ PASSWORD = re.compile("//[^/?#]*[^/?#:@]@")
 """In a URL without its variables."""
 WEIGHTS = ("accuracy_weight", "precision_weight", "recall_weight", "consistency_weight")
 """Of a data trust's quality."""
+
+STEPS = {"equal": 1, "score": 16}
+"""What an update weighs at most in an encrypted sum."""
 
 NODE_URL = re.compile("https?://.+")
 
@@ -200,6 +212,20 @@ class RecordAndRewardSettings(Settings):
     dp_seed : int
         What noise is drawn from if it shall come again, which is *not private*; negative for noise
         that nobody can predict.
+    encryption : str
+        The cipher under which devices encrypt their updates, ``paillier`` or ``ckks``, so that
+        nobody sees more than a sum of them; empty for none. See docs/encryption.md.
+    key_holder : str
+        Account of the node that has the private key; empty for whoever says so first, for
+        simulations.
+    encryption_least, encryption_most : int
+        How many updates a sum has at least, and at most.
+    encryption_weights : str
+        ``equal``, or ``score``: by the rule's quality, in sixteenths.
+    encryption_range : float
+        Values of an update are clipped to this, and to minus this.
+    encryption_bits : int
+        Paillier only: of the whole numbers that values are rounded to.
 
     Raises
     ------
@@ -228,10 +254,19 @@ class RecordAndRewardSettings(Settings):
     dp_sample_rate: float = 0.1
     dp_steps: int = 10
     dp_seed: int = -1
+    encryption: str = ""
+    key_holder: str = ""
+    encryption_least: int = 3
+    encryption_most: int = 16
+    encryption_weights: str = "equal"
+    encryption_range: float = 1.0
+    encryption_bits: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Rule.named(self.rule)
+        if self.encryption:
+            self._check_encryption()
         for name in ("threshold", "gain", "clear", "harm", "least", "tolerance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise refused(name, getattr(self, name), "it must be in [0, 1]")
@@ -255,8 +290,29 @@ class RecordAndRewardSettings(Settings):
                 self.learning_rate,
                 f"{inner} has its own step, only FedAvg's mean can be scaled",
             )
+        if self.encryption and inner != "FedAvg":
+            rule = f"{inner} must see each update, and only sums are decrypted: use FedAvg"
+            raise refused("encryption", self.encryption, rule)
 
-    def plan(self, model: Format, validation_digest: str, inner: str) -> RecordAndRewardPlan:
+    def _check_encryption(self) -> None:
+        if self.encryption not in SUM_SCHEMES:
+            names = ", ".join(SUM_SCHEMES)
+            raise refused("encryption", self.encryption, f"it must be one of {names}")
+        if self.key_holder and not is_address(self.key_holder):
+            raise refused("key_holder", self.key_holder, "it must be an address, or empty")
+        if self.encryption_weights not in STEPS:
+            names = " or ".join(STEPS)
+            raise refused("encryption_weights", self.encryption_weights, f"it must be {names}")
+        if not 2 <= self.encryption_least <= self.encryption_most:
+            rule = f"it must be from 2 to encryption-most, {self.encryption_most}"
+            raise refused("encryption_least", self.encryption_least, rule)
+        if (listed := len(self.allowlist() or ())) > self.encryption_most:
+            rule = f"enrol lists {listed} devices, whose sum could overflow"
+            raise refused("encryption_most", self.encryption_most, rule)
+
+    def plan(
+        self, model: Format, validation_digest: str, inner: str, offer: Offer | None = None
+    ) -> RecordAndRewardPlan:
         """The terms of a new run.
 
         Parameters
@@ -266,6 +322,8 @@ class RecordAndRewardSettings(Settings):
             The examiner's.
         inner : str
             Class of the wrapped strategy.
+        offer : Offer, optional
+            What the holder of the key says, if updates are encrypted.
 
         Raises
         ------
@@ -273,7 +331,7 @@ class RecordAndRewardSettings(Settings):
             If the terms don't fit together.
         """
         self.check_inner(inner)
-        return RecordAndRewardPlan(
+        plan = RecordAndRewardPlan(
             run=secrets.token_hex(16),
             model=model,
             rule=Rule.named(self.rule),
@@ -294,7 +352,31 @@ class RecordAndRewardSettings(Settings):
             readers=self.reader_keys(),
             keep_rounds=self.keep_rounds,
             **self._privacy(),
+            **self._encryption(offer),
         )
+        _ = plan.cipher  # a key or a model that can't be used is told now
+        if plan.charges is not None and plan.charges.spent(1) > plan.budget:
+            cost = f"one round costs {plan.charges.epsilon(1):.4g}; add noise or spend more"
+            raise refused("dp_epsilon", self.dp_epsilon, cost)
+        return plan
+
+    def _encryption(self, offer: Offer | None) -> dict[str, Any]:
+        """The terms of encrypted sums, if updates are encrypted."""
+        if not self.encryption:
+            return IN_THE_CLEAR
+        if offer is None:
+            rule = "the plan names the key, so the server begins the run when its holder is there"
+            raise refused("encryption", self.encryption, rule)
+        return {
+            "encryption": self.encryption,
+            "cipher_key": base64.b64encode(offer.key).decode(),
+            "key_holder": offer.account,
+            "least_summed": self.encryption_least,
+            "most_summed": self.encryption_most,
+            "weight_steps": STEPS[self.encryption_weights],
+            "value_range": float(self.encryption_range),
+            "value_bits": self.encryption_bits,
+        }
 
     def _privacy(self) -> dict[str, Any]:
         """The terms of a plan that tell what devices do for their privacy."""

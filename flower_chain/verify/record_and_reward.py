@@ -16,6 +16,7 @@ from flower_chain.rules.record_and_reward import judge
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.updates import Arrays, apply, check_finite, digest, mean, pack
 from flower_chain.verify.base import Report, Verifier
+from flower_chain.verify.encrypted_sum import SumVerifier
 
 OWNERS_WORD = (Refusal.UNREADABLE, Refusal.DEVICE_ERROR, Refusal.NO_ANSWER)
 """Findings about what is neither on the ledger nor in the store: only the owner saw it."""
@@ -52,12 +53,16 @@ class RecordAndRewardVerifier(Verifier):
         self._spent: dict[str, int] = {}
         self._paid = 0
         self._on_word = 0
+        cipher = run.plan.cipher
+        self._sums = None if cipher is None else SumVerifier(run, cipher)
 
     def check(self) -> Iterator[Report]:
         """Check the run version by version; the report grows with each."""
         self._check_keys()
         self._check_code()
         self._check_plan()
+        if self._sums is not None:
+            self._sums.check_holder(self._history)
         self._say_what_is_left_out()
         self._check_grants()
         model = self._check_model(self._history.versions[0])
@@ -109,11 +114,15 @@ class RecordAndRewardVerifier(Verifier):
             left_out.append("what the sealed updates hold: needs the owner's key (--owner-key)")
         if self._examiner is None:
             left_out.append("accuracies: needs the owner's data (--examiner)")
-        if self._reader is None or self._examiner is None:
+        if self._sums is not None:
+            left_out.append("validation errors: nobody can look into an encrypted update")
+            if self._reader is None:
+                left_out.append("that the sums are of what was accepted: needs the owner's key")
+        elif self._reader is None or self._examiner is None:
             left_out.append("validation errors: needs the owner's key and data (--examiner)")
         if self._plan.aggregation != "mean":
             left_out.append(f"the aggregates: {self._plan.inner} made them, not a mean")
-        elif self._reader is None:
+        elif self._reader is None and self._sums is None:
             left_out.append("the aggregates: needs the owner's key")
 
     # -- models -----------------------------------------------------------------------------
@@ -165,12 +174,34 @@ class RecordAndRewardVerifier(Verifier):
     def _aggregate(
         self, model: Arrays | None, updates: Sequence[Arrays] | None, version: Version
     ) -> Arrays | None:
+        if self._sums is not None:
+            return self._aggregate_of_sum(self._sums, model, updates, version)
         if not version.accepted:
             return model
         if model is None or updates is None or self._plan.aggregation != "mean":
             return None
         found = mean(model, updates, self._plan.learning_rate)
         return found if _is_finite(found) else model
+
+    def _aggregate_of_sum(
+        self,
+        sums: SumVerifier,
+        model: Arrays | None,
+        updates: Sequence[Arrays] | None,
+        version: Version,
+    ) -> Arrays | None:
+        """The same where updates are encrypted: by the decrypted sum, which is public."""
+        found = sums.recorded(version)
+        if found is None:
+            return model
+        self._report.count("signed sums")
+        if updates is not None:
+            sums.check_encrypted(version, found, updates)
+            self._report.count("encrypted sums")
+        if model is None or self._is_gone(version.number, found.cid):
+            return None
+        following = sums.apply(version, found, model)
+        return following if _is_finite(following) else model
 
     # -- contributions ----------------------------------------------------------------------
 
@@ -318,7 +349,7 @@ class RecordAndRewardVerifier(Verifier):
             found = Refusal.FALSE_EVIDENCE if fits is False else Refusal.NONE
             if model is None and reason is Refusal.NOT_FINITE:
                 return
-            if model is not None and not _is_finite(apply(model, update)):
+            if self._sums is None and model is not None and not _is_finite(apply(model, update)):
                 found = Refusal.NOT_FINITE
         if reason in UNKEPT and found != reason:
             self._on_word += 1
@@ -336,20 +367,21 @@ class RecordAndRewardVerifier(Verifier):
             self._fetch(verdict),
             verdict.signed.contribution,
             self._run.federation.domain,
-            self._plan.model,
+            self._plan.update_format,
             self._reader,
             self._wrap(verdict.signed.contribution.cid),
         )
 
     def _fetch(self, verdict: Verdict) -> bytes:
         plan = self._plan
-        return fetch(self._run.store, verdict.signed.contribution, plan.model, plan.reader_keys)
+        layout = plan.update_format
+        return fetch(self._run.store, verdict.signed.contribution, layout, plan.reader_keys)
 
     def _evidence_fits(
         self, version: Version, verdict: Verdict, model: Arrays | None, update: Arrays
     ) -> bool | None:
         """Whether the signed errors are those of the update; None if that can't be known."""
-        if self._examiner is None or version.seed is None or model is None:
+        if self._examiner is None or version.seed is None or model is None or self._sums:
             return None
         contribution = verdict.signed.contribution
         chosen = self._examiner.choose(

@@ -110,6 +110,7 @@ def test_a_folder_with_a_run_is_left_alone(call, tmp_path):
         ({"run": "runs/here"}, "chain.run = 'runs/here': the ServerApp needs an absolute path"),
         ({"scheme": "fedavg"}, "needs no contracts"),
         ({"scheme": "blockflow"}, "its server makes the contract, when it has heard who takes"),
+        ({"encryption": "paillier"}, "the server begins the run when its holder is there"),
         ({"scheme": "ponzi"}, "scheme = 'ponzi': there is none"),
         ({"rule": "nonsense"}, "nonsense"),
         ({"ledger": "http://127.0.0.1:1"}, "127.0.0.1:1"),
@@ -188,3 +189,18 @@ def test_the_model_may_be_arrays_as_flower_has_them(call, tmp_path):
     assert {key: array.shape for key, array in arrays.items()} == {
         key: array.shape for key, array in fresh().items()
     }
+
+
+def test_a_dry_run_tells_what_devices_may_spend_of_their_privacy(call, tmp_path):
+    privacy = {"dp": "laplace", "dp-noise": 2.0, "dp-epsilon": 3.0, "dp-seed": 7}
+    file = write_config(Federation(tmp_path, devices=1), **privacy)
+    done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS, "--dry-run")
+    told = " ".join(re.sub("[│┃|]", " ", done.output).split())
+    assert "laplace, epsilon 3 at delta 0, which pays 6 rounds of a device; NOT PRIVATE" in told
+
+
+def test_a_budget_that_pays_no_round_is_not_deployed(call, tmp_path):
+    privacy = {"dp": "laplace", "dp-noise": 0.1, "dp-epsilon": 3.0}
+    file = write_config(Federation(tmp_path, devices=1), **privacy)
+    done = call("deploy", tmp_path, "--run-config", file, *FUNCTIONS)
+    assert_refused(done, "dp-epsilon = 3.0: one round costs 10")

@@ -164,7 +164,7 @@ def test_without_samples_there_are_no_errors(bench: Bench) -> None:
 def test_the_owner_can_open_the_update(bench: Bench) -> None:
     contribution, sealed = bench.contribute()
 
-    update = open_sealed(sealed, contribution, DOMAIN, a_plan().model, OWNER)
+    update = open_sealed(sealed, contribution, DOMAIN, a_plan().update_format, OWNER)
 
     assert pack(update) == pack(bench.update)
 
@@ -173,7 +173,7 @@ def test_nobody_else_can_open_the_update(bench: Bench) -> None:
     contribution, sealed = bench.contribute()
 
     with pytest.raises(RefusedError) as refused:
-        open_sealed(sealed, contribution, DOMAIN, a_plan().model, STRANGER)
+        open_sealed(sealed, contribution, DOMAIN, a_plan().update_format, STRANGER)
     assert refused.value.reason is Refusal.UNSEALABLE
 
 
@@ -416,7 +416,7 @@ def test_a_mod_of_the_user_runs_before_the_update_is_signed(tmp_path: Path) -> N
 
     clipped = {key: np.clip(array, -0.01, 0.01) for key, array in bench.update.items()}
     assert contribution.digest == digest(pack(clipped)) != digest(pack(bench.update))
-    update = open_sealed(sealed, contribution, DOMAIN, a_plan().model, OWNER)
+    update = open_sealed(sealed, contribution, DOMAIN, a_plan().update_format, OWNER)
     assert max(float(np.abs(array).max()) for array in update.values()) <= 0.01
 
 
@@ -430,7 +430,7 @@ def test_flowers_own_clipping_mod_works(tmp_path: Path) -> None:
 
     signed, sealed = messages.read_contribution(reply.content)
     assert sealed is not None
-    update = open_sealed(sealed, signed.contribution, DOMAIN, a_plan().model, OWNER)
+    update = open_sealed(sealed, signed.contribution, DOMAIN, a_plan().update_format, OWNER)
     assert np.sqrt(sum(float((array**2).sum()) for array in update.values())) <= 0.5001
 
 
@@ -452,7 +452,7 @@ def test_errors_are_measured_on_what_the_mods_let_through(tmp_path: Path) -> Non
 
     contribution, sealed = bench.contribute(tested=SAMPLES)
 
-    update = open_sealed(sealed, contribution, DOMAIN, a_plan().model, OWNER)
+    update = open_sealed(sealed, contribution, DOMAIN, a_plan().update_format, OWNER)
     models = [fresh(), apply(fresh(), update)]
     expected = evidence(Rule.GAIN, [predict(model, SAMPLES.x) for model in models], SAMPLES.y)
     assert contribution.errors[-2:] == pytest.approx(expected[-2:], abs=10_000)
@@ -470,7 +470,7 @@ def test_a_store_of_the_device_gets_the_bytes_and_the_reply_none(
 
     assert sealed is None
     stored = DirectoryStore(tmp_path / "store").get(cid_from_bytes(signed.contribution.cid))
-    update = open_sealed(stored, signed.contribution, DOMAIN, a_plan().model, OWNER)
+    update = open_sealed(stored, signed.contribution, DOMAIN, a_plan().update_format, OWNER)
     assert pack(update) == pack(bench.update)
 
 

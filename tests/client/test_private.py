@@ -1,5 +1,6 @@
 """DP-SGD in the user's train()."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,20 @@ def test_the_state_dict_can_be_loaded_again() -> None:
 
 def test_a_fresh_model_has_the_format_of_the_plan() -> None:
     PLAN.model.check(fresh())
+
+
+def test_without_opacus_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("flower_chain.privacy.dp_sgd", raising=False)
+    monkeypatch.setitem(sys.modules, "flower_chain.privacy.dp_sgd", None)
+    with pytest.raises(ConfigError, match=r'opacus can\'t be imported .*"flower-chain\[dp\]"'):
+        given(nn.Linear(3, 1))
+
+
+def test_layers_with_buffers_are_refused() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.register_buffer("seen", torch.zeros(1))
+
+    with pytest.raises(ConfigError, match="DP-SGD can't train Counting"):
+        given(Counting())

@@ -19,7 +19,17 @@ from flower_chain.ledger.federation import (
     Settlement,
     Verdict,
 )
-from flower_chain.records import NOBODY, UNMEASURED, Contribution, Model, Refusal, Signed, sign
+from flower_chain.records import (
+    NOBODY,
+    UNMEASURED,
+    Contribution,
+    DecryptedSum,
+    Model,
+    Refusal,
+    Signed,
+    SignedSum,
+    sign,
+)
 from flower_chain.rules.record_and_reward import MAX_ERRORS, Rule
 
 RATE = 7
@@ -655,3 +665,19 @@ def test_what_is_too_large_for_a_transaction_goes_in_several() -> None:
     assert sum(map(len, batches)) == module.BATCH
     assert max(sizes) < 112_000
     assert len(batches) == 2
+
+
+# --- encrypted sums ------------------------------------------------------------------------------
+
+
+def test_a_decrypted_sum_is_recorded_with_the_model_that_is_made_of_it(
+    federation: Federation, devices: list[LocalAccount]
+) -> None:
+    said = DecryptedSum(0, b"\1" * 32, b"\2" * 32, b"\3" * 32)
+    decrypted = SignedSum(said, CID, sign(said.encode(federation.domain), devices[5]))
+    version = federation.collect(0, [])
+
+    federation.settle(version, seed_of(0), model_of(1), decrypted=decrypted)
+
+    versions = federation.history().versions
+    assert [version.sums for version in versions] == [[decrypted], []]

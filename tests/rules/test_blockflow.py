@@ -492,7 +492,7 @@ def play(experiment: Trial, scores: Matrix) -> None:
 def test_the_contract_scores_as_python_does(n: int, tmp_path: Path) -> None:
     experiment = Trial(tmp_path, n)
 
-    @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
+    @settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
     @given(matrices(most=n, least=n))
     def check(scores: Matrix) -> None:
         play(experiment, scores)

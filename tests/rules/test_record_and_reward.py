@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.ledger.federation import Federation
-from flower_chain.plan import MAX_DATA_COST, MAX_RATE, RecordAndRewardPlan
+from flower_chain.plan import IN_THE_CLEAR, MAX_DATA_COST, MAX_RATE, RecordAndRewardPlan
 from flower_chain.records import PPM, UNMEASURED, Contribution, Refusal, Signed, sign
 from flower_chain.rules.record_and_reward import (
     MAX_ERRORS,
@@ -551,6 +551,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         sample_rate=0.0,
         steps=0,
         noise_seed=-1,
+        **IN_THE_CLEAR,
     )
     run = RecordAndRewardRun.start(
         path, "embedded", OWNER, plan, Funds(10**18), MODEL, lambda _: UNMEASURED
@@ -563,7 +564,6 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
 @pytest.mark.parametrize("rule", Rule)
 @settings(
     max_examples=8,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

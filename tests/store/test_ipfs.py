@@ -296,7 +296,8 @@ def carry(node: JsIpfs, peer: JsIpfs, connected: threading.Event, limit: int) ->
                 from_node.sendall(sent)
                 limit -= len(sent)
             peer.kill()
-            from_peer.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # it may know already
+                from_peer.shutdown(socket.SHUT_RDWR)
 
 
 def pump(source: socket.socket, target: socket.socket) -> None:

@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 from coincurve import PrivateKey
 from golden_seal import ACCOUNTS, GRANT_ACCOUNT, GRANT_RSA, MIXED, RSA_READER
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flower_chain.errors import SealError
@@ -24,9 +24,6 @@ RSA_PUBLIC = RSA_READER.public_key
 OTHER_RSA = RsaKey.new()
 GOLDEN = ACCOUNTS
 CONTENT = b"a sealed update"
-
-UNHURRIED = settings(deadline=None)
-"""Cryptography takes its time on a busy machine, which says nothing of a seal."""
 
 
 class TestGolden:
@@ -64,7 +61,6 @@ class TestGolden:
             with pytest.raises(SealError):
                 unseal(bytes(changed), KEYS[0].secret, BOUND)
 
-    @UNHURRIED
     @given(st.integers(0, len(MIXED) - 1), st.integers(1, 255))
     def test_any_changed_byte_is_noticed_by_readers_of_both_kinds(
         self, place: int, change: int
@@ -143,13 +139,11 @@ class TestGolden:
 
 
 class TestSeal:
-    @UNHURRIED
     @given(st.binary(max_size=300), st.integers(1, 3), st.binary(max_size=20))
     def test_every_recipient_opens_it(self, data: bytes, count: int, bound: bytes) -> None:
         sealed = seal(data, PUBLIC[:count], bound)
         assert all(unseal(sealed, key.secret, bound) == data for key in KEYS[:count])
 
-    @UNHURRIED
     @given(st.binary(max_size=300), st.integers(1, 3))
     def test_the_size_is_known_beforehand(self, data: bytes, count: int) -> None:
         for recipients in (PUBLIC[:count], [*PUBLIC[:count], RSA_PUBLIC], [RSA_PUBLIC]):
@@ -265,7 +259,6 @@ class TestRewrap:
     @pytest.mark.parametrize(
         ("public", "secret"), [(PUBLIC[1], KEYS[1].secret), (RSA_PUBLIC, RSA_READER.key)]
     )
-    @UNHURRIED
     @given(st.data())
     def test_a_changed_or_truncated_wrap_opens_nothing(
         self, public: bytes, secret: Any, data: st.DataObject

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import Federation, everybody, signing
+from federation import OWNER, Federation, everybody, give, signing
 from flwr.app import Message
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp.strategy import (
@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from flwr.supercore.privacy_accounting import SamplingMethod
+from killing import Killed
 from local_grid import LocalGrid, Node, silent
 from rich.console import Console
 from softmax import Device, fresh, predict
@@ -31,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import flower_chain
 from flower_chain import DataTrust, DataTrustSettings
+from flower_chain.client.own_node import OwnNode
 from flower_chain.errors import ConfigError, RunEnded, Unverified
 from flower_chain.ledger import federation as ledger_module
 from flower_chain.ledger.federation import Federation as OnLedger
@@ -345,7 +347,7 @@ def test_flowers_wrapper_works_inside(federation: Federation, name: str) -> None
     outcome.verify()
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", ["server fixed", "client adaptive"])
 def test_its_noise_is_for_as_many_updates_as_were_accepted(
     federation: Federation, name: str
 ) -> None:
@@ -361,6 +363,10 @@ def test_whether_an_update_was_clipped_is_seen_from_itself(
     federation: Federation, lost: str
 ) -> None:
     """A device's own word would end the run where it is missing, and steer the norm elsewhere."""
+    honest = with_wrapper(federation, "client adaptive")
+    other = Federation(federation.path / "other", devices=4)
+    lying = with_wrapper(other, "client adaptive")
+    honest.clipped_count_stddev = lying.clipped_count_stddev = 0.0
 
     def meddle(_node: Node, _question: Message, reply: Message) -> Message:
         if lost == "left out":
@@ -369,12 +375,7 @@ def test_whether_an_update_was_clipped_is_seen_from_itself(
             reply.content["metrics"]["norm_bit"] = 10**6
         return reply
 
-    honest, lying = with_wrapper(federation, "client adaptive"), None
-    honest.clipped_count_stddev = 0.0
     federation.run(honest)
-    other = Federation(federation.path / "other", devices=4)
-    lying = with_wrapper(other, "client adaptive")
-    lying.clipped_count_stddev = 0.0
     other.meddle(meddle)
     assert len(other.run(lying).accepted()) == 4
     assert lying.clipping_norm == pytest.approx(honest.clipping_norm)
@@ -430,3 +431,27 @@ def test_a_server_that_relays_nothing_lets_nobody_be_asked_twice(
     )
     hidden.run(rounds=1, **LAPLACE)
     assert sorted(asked) == sorted(hidden.accounts)
+
+
+def test_a_device_with_a_node_of_its_own_pays_once_too(
+    tmp_path: Path, anvil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the charge and before its transaction, it sends what it paid for."""
+    federation = Federation(tmp_path, devices=0)
+    for number in range(2):
+        node = federation.add(Device(number), ledger=anvil)
+        node.app = private_app(federation.devices[-1])
+    give(anvil, OWNER.address, *federation.accounts)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnNode, "submit", die)
+        with pytest.raises(Killed):
+            federation.run(ledger=anvil, **LAPLACE)
+    outcome = federation.run(ledger=anvil, rounds=2, **LAPLACE)
+    assert [len(outcome.accepted(version)) for version in range(2)] == [2, 2]
+    assert [outcome.run.federation.spent(a) for a in federation.accounts] == [2 * UNITS] * 2
+    assert [len(device.trained) for device in federation.devices] == [2, 2]
+    outcome.verify()

@@ -1,11 +1,11 @@
 """A whole run whose agents judge each other, in one process: devices, grid, strategy, ledger."""
 
 import hashlib
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -32,10 +32,17 @@ class Outcome:
     result: Result | None
 
     @cached_property
+    def _run(self) -> PeersRun:
+        """Opened once: to replay its ledger takes time."""
+        run = open_run(self.path)
+        assert isinstance(run, PeersRun)
+        finalize(self, run.close)
+        return run
+
+    @cached_property
     def history(self) -> History:
         """From the ledger."""
-        with closing(_opened(self.path)) as run:
-            return run.experiment.history()
+        return self._run.experiment.history()
 
     @property
     def round(self) -> Round:
@@ -44,8 +51,7 @@ class Outcome:
 
     def model(self, number: int) -> Arrays:
         """What a round began with, as it is in the store."""
-        with closing(_opened(self.path)) as run:
-            found = run.model(number)
+        found = self._run.model(number)
         assert found is not None
         return found
 
@@ -109,9 +115,3 @@ class Task(Experiment):
     def strategy(self, inner: Strategy | None = None, **settings: Any) -> PeersStrategy:
         """DataTrust, around FedAvg if nothing else is said."""
         return DataTrust(self.inner(inner), DataTrustSettings(**self.settings(settings)))
-
-
-def _opened(path: Path) -> PeersRun:
-    run = open_run(path)
-    assert isinstance(run, PeersRun)
-    return run

@@ -11,7 +11,7 @@ from softmax import examiner, fresh, record
 
 from flower_chain import messages
 from flower_chain.messages import Request, Samples
-from flower_chain.plan import RecordAndRewardPlan
+from flower_chain.plan import IN_THE_CLEAR, RecordAndRewardPlan
 from flower_chain.records import Domain, Task, sign
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Arrays, Format, digest, pack
@@ -51,7 +51,7 @@ def a_plan(**terms: Any) -> RecordAndRewardPlan:
         "sample_rate": 0.0,
         "steps": 0,
         "noise_seed": -1,
-    }
+    } | IN_THE_CLEAR
     return RecordAndRewardPlan(**(default | terms))
 
 
