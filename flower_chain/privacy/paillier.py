@@ -144,17 +144,20 @@ class Paillier(Cipher):
         """h^r for so many r; see the module."""
         length = math.ceil(self._n.bit_length() / 2)
         window = min(range(1, MOST_WINDOW + 1), key=lambda w: (count + (1 << w)) / w)
-        base = gmpy2.powmod(
-            -(mpz(secrets.randbelow(int(self._n) - 1) + 1) ** 2), self._n, self._modulus
-        )
-        table = []
-        for _ in range(math.ceil(length / window)):
-            powers = [mpz(1)]
-            for _ in range(1 << window):
-                powers.append(powers[-1] * base % self._modulus)
-            base = powers.pop()
-            table.append(powers)
-        return [self._power(table, window, secrets.randbits(length)) for _ in range(count)]
+        root = mpz(secrets.randbelow(int(self._n) - 1) + 1)
+        bases = [gmpy2.powmod(-(root**2), self._n, self._modulus)]
+        while len(bases) < math.ceil(length / window):
+            bases.append(gmpy2.powmod(bases[-1], 1 << window, self._modulus))
+        exponents = [secrets.randbits(length) for _ in range(count)]
+        with ThreadPoolExecutor(_threads(), initializer=_let_others_run) as threads:
+            table = list(threads.map(lambda base: self._powers(base, 1 << window), bases))
+            return list(threads.map(lambda r: self._power(table, window, r), exponents))
+
+    def _powers(self, base: Any, count: int) -> list[Any]:
+        powers = [mpz(1)]
+        while len(powers) < count:
+            powers.append(powers[-1] * base % self._modulus)
+        return powers
 
     def _power(self, table: Sequence[Sequence[Any]], window: int, exponent: int) -> Any:
         mask, found = (1 << window) - 1, mpz(1)
@@ -249,6 +252,11 @@ def _woven(parts: Sequence[Sequence[Any]]) -> list[Any]:
 
 def _threads() -> int:
     return os.cpu_count() or 1
+
+
+def _let_others_run() -> None:
+    """While this thread computes: gmpy2 does not by itself."""
+    gmpy2.get_context().allow_release_gil = True
 
 
 def _numbers(rows: NDArray[np.uint8]) -> list[Any]:
