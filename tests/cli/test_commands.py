@@ -10,11 +10,18 @@ MONEY = ("deploy", "enrol", "fund", "withdraw", "finish", "grant", "revoke")
 
 
 def test_all_commands_are_there():
-    assert set(GROUP.commands) == {*MONEY, "keys", "show", "store", "verify"}
+    assert set(GROUP.commands) == {*MONEY, "cipher", "keys", "show", "store", "verify"}
 
 
 @pytest.mark.parametrize(
-    "words", [(), *((name,) for name in GROUP.commands), ("keys", "new"), ("store", "gc")]
+    "words",
+    [
+        (),
+        *((name,) for name in GROUP.commands),
+        ("keys", "new"),
+        ("store", "gc"),
+        ("cipher", "new"),
+    ],
 )
 def test_each_tells_how_it_is_used(call, words):
     told = call(*words, "--help")
