@@ -1,6 +1,7 @@
 # make demo   set up, run ten devices of which three are faulty, show and verify the result
 #             SCHEME=blockflow, SCHEME=data-trust: the same devices judge each other
 # make test   set up, run every check and every test
+# make exhaustive   attacks by every minority of up to eleven agents, of which `make test` has the largest
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,7 +26,7 @@ REAL := tests/apps tests/benchmarks tests/deployment
 # of the lines and of the branches, in percent
 COVERED := 95
 
-.PHONY: demo test check slither contracts test-contracts test-python clean
+.PHONY: demo test check slither contracts test-contracts test-python exhaustive clean
 .DELETE_ON_ERROR:
 
 demo: .venv/done
@@ -64,10 +65,13 @@ test-contracts: slither
 	$(PYTHON) .ci/coverage.py $(COVERED) contracts/out/coverage.lcov
 
 test-python: .venv/done contracts/node_modules/done tests/ipfs/node_modules/done
-	$(ENV) $(BIN)/python $(MEASURED) $(PYTEST) -m "not matrix" $(addprefix --ignore=,$(REAL))
+	$(ENV) $(BIN)/python $(MEASURED) $(PYTEST) -m "not matrix and not exhaustive" $(addprefix --ignore=,$(REAL))
 	$(PYTHON) .ci/coverage.py $(COVERED) .coverage.lcov
 	$(ENV) $(BIN)/python $(PYTEST) -m matrix
-	$(ENV) $(BIN)/python $(PYTEST) -m "not matrix" --dist loadfile $(REAL)
+	$(ENV) $(BIN)/python $(PYTEST) -m "not matrix and not exhaustive" --dist loadfile $(REAL)
+
+exhaustive: .venv/done
+	$(ENV) $(BIN)/python $(PYTEST) -m "matrix or exhaustive"
 
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -16,7 +16,7 @@ from flower_chain.run import PeersRun, open_run
 from flower_chain.verify import verify
 
 AGENTS, ROUNDS = 3, 3
-KILLS = {"blockflow": 8, "data-trust": 8}
+KILLS = {"blockflow": 5, "data-trust": 5}
 OPTIONS = {
     "blockflow": "chain.bond=10.0 chain.stake=1.0",
     "data-trust": "chain.bond=10.0 chain.reward=9.0 chain.places=2",

@@ -82,11 +82,17 @@ Judge = Callable[[Message, Context], Message]
 Cheat = Callable[[Experiment, Message], Message | None]
 
 EVERY_MINORITY = [(n, m) for n in range(3, 12) for m in range(1, (n + 1) // 2)]
-LARGEST = [(n, (n - 1) // 2) for n in (3, 4, 7, 11)]
-MINORITIES = [
-    pytest.param(n, m, marks=() if (n, m) in LARGEST else pytest.mark.matrix)
-    for n, m in EVERY_MINORITY
-]
+
+
+def mark_of(agents: int, attackers: int) -> Sequence[pytest.MarkDecorator]:
+    """What tells a few large minorities, the largest of each number of agents, and all others."""
+    is_largest = attackers == (agents - 1) // 2
+    if is_largest and agents in (3, 4, 7, 11):
+        return []
+    return [pytest.mark.matrix if is_largest or agents == 11 else pytest.mark.exhaustive]
+
+
+MINORITIES = [pytest.param(n, m, marks=mark_of(n, m)) for n, m in EVERY_MINORITY]
 BOND, STAKE = 10 * TOKEN_UNITS, TOKEN_UNITS
 
 
@@ -152,7 +158,7 @@ def accuracy(experiment: Experiment, agent: int, model: Arrays) -> int:
 # --- agents --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("agents", "attackers"), EVERY_MINORITY)
+@pytest.mark.parametrize(("agents", "attackers"), MINORITIES)
 def test_perfect_scores_for_friends_and_zero_for_others_cost_who_gives_them(
     tmp_path, agents, attackers
 ):
