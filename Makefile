@@ -17,9 +17,9 @@ endif
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
 SLITHER := 0.11.6
 PYTEST := -m pytest -n auto --durations=10
-# with keccak in C, ten times as fast as the one that eth-hash takes by itself
+# with a keccak ten times as fast as the one that eth-hash takes by itself
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" ETH_HASH_BACKEND=pysha3
-# costs no time, where tracing makes the tests three times as slow
+# costs no time; tracing takes more than twice as much as the tests themselves
 MEASURED := -m slipcover --source flower_chain --branch --lcov --out .coverage.lcov
 # tests of real Flower processes, which run file by file
 REAL := tests/apps tests/benchmarks tests/deployment

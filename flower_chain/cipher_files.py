@@ -98,10 +98,11 @@ def load(path: Path, password: str | None = None) -> Secret:
             key = _from_password(keys.password_of(path, password), _decoded(content, "salt"))
             private = _unsealed(key, private, content)
         return secret_of(content["scheme"], _decoded(content, "public"), private)
+    except ConfigError:  # a ValueError, but no fault of the file
+        raise
     except InvalidTag:
         raise KeyFileError(f"can't open the key in {path}: the password is wrong") from None
     except (KeyError, TypeError, ValueError, FormatError) as fault:
-        _reraise_config(fault)
         raise KeyFileError(f"the key file {path} is malformed: {fault}") from None
 
 
@@ -173,10 +174,11 @@ def combine(paths: Sequence[Path]) -> Secret:
         )
         private = _unsealed(key, _decoded(contents[0], "private"), common[0])
         return secret_of(contents[0]["scheme"], _decoded(contents[0], "public"), private)
+    except ConfigError:  # a ValueError, but no fault of the file
+        raise
     except InvalidTag:
         raise KeyFileError("the shares don't fit together: one of them was changed") from None
     except (KeyError, TypeError, ValueError, FormatError) as fault:
-        _reraise_config(fault)
         raise KeyFileError(f"the shares are malformed: {fault}") from None
 
 
@@ -241,12 +243,6 @@ def _encoded(data: bytes) -> str:
 
 def _decoded(content: dict[str, Any], name: str) -> bytes:
     return base64.b64decode(content[name], validate=True)
-
-
-def _reraise_config(fault: Exception) -> None:
-    """A cipher that is not installed is no fault of the file."""
-    if isinstance(fault, ConfigError):
-        raise fault
 
 
 def _shamir() -> Any:

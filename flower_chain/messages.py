@@ -81,6 +81,11 @@ def views(record: ArrayRecord) -> Arrays:
         raise FormatError(f"not an array: {fault}") from fault
 
 
+def record_of(arrays: Arrays) -> ArrayRecord:
+    """The record that holds these arrays: the inverse of :func:`views`."""
+    return ArrayRecord({key: Array(array) for key, array in arrays.items()})
+
+
 def read_model(content: RecordDict) -> Arrays:
     """The model in a message, or FormatError if there is not one."""
     if len(content.array_records) != 1:

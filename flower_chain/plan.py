@@ -6,7 +6,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Self
@@ -315,9 +315,9 @@ class RecordAndRewardPlan(Plan):
         """The format of an update as it is sealed."""
         return self.cipher.format if self.cipher else self.model.of_update()
 
-    def weight_of(self, contribution: Contribution) -> int:
-        """What an accepted contribution weighs in a sum."""
-        return sum_weight(self, contribution.errors, self.weight_steps)
+    def weighed(self, accepted: Iterable[Contribution]) -> list[tuple[Contribution, int]]:
+        """Accepted contributions, each with what it weighs in a sum."""
+        return [(each, sum_weight(self, each.errors, self.weight_steps)) for each in accepted]
 
     def _spelled(self) -> dict[str, str]:
         return {"rule": str(self.rule)}
@@ -529,6 +529,19 @@ class DataTrustPlan(PeersPlan):
             weights.score(*(found.get(n, 0.0) for n in ("accuracy", "precision", "recall"))) / ONE
         )
 
+
+WITHOUT_NOISE: dict[str, Any] = {
+    "privacy": "",
+    "clip": 0.0,
+    "noise": 0.0,
+    "accountant": "",
+    "budget": 0,
+    "delta": 0.0,
+    "sample_rate": 0.0,
+    "steps": 0,
+    "noise_seed": -1,
+}
+"""The terms of privacy where devices add no noise."""
 
 IN_THE_CLEAR: dict[str, Any] = {
     "encryption": "",

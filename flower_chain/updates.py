@@ -214,6 +214,11 @@ class Format:
         """Bytes of the packed arrays: all arrays of one format pack to the same size."""
         return len(self.preamble) + sum(spec.nbytes for spec in self.specs)
 
+    @property
+    def whole(self) -> list[ArraySpec]:
+        """Those of arrays that hold no floats: numbers that can't be clipped or averaged."""
+        return [spec for spec in self.specs if spec.numpy_dtype.kind != "f"]
+
     def of_update(self) -> "Format":
         """The format of an update to such a model; see :func:`difference`."""
         specs = (

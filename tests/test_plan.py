@@ -436,10 +436,10 @@ def test_a_key_that_is_not_in_base64_is_refused() -> None:
 
 def test_equal_weights_are_one_and_scores_are_sixteenths() -> None:
     plan = a_plan(**ENCRYPTED)
-    assert plan.weight_of(_measured(900_000, 250_000, 50_000)) == 1
+    assert [w for _, w in plan.weighed([_measured(900_000, 250_000, 50_000)])] == [1]
     steps = replace(plan, weight_steps=16)
-    assert steps.weight_of(_measured(900_000, 250_000, 50_000)) == 12
-    assert steps.weight_of(_measured(900_000, 990_000, 50_000)) == 1
+    assert [w for _, w in steps.weighed([_measured(900_000, 250_000, 50_000)])] == [12]
+    assert [w for _, w in steps.weighed([_measured(900_000, 990_000, 50_000)])] == [1]
 
 
 def _measured(*errors: int) -> Contribution:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeVar, cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp as FlowerClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
@@ -124,7 +124,7 @@ class ClientApp(FlowerClientApp):
         asked = _without_ours(message)
 
         def evaluate(key: str, model: updates.Arrays, metrics: Sequence[str]) -> list[float]:
-            question = _with(message, RecordDict({**asked.content, key: _record_of(model)}))
+            question = _with(message, RecordDict({**asked.content, key: messages.record_of(model)}))
             return self._measure(question, context, *metrics)
 
         agent = Agent(message.content, context, device_account(context), evaluate)
@@ -247,7 +247,7 @@ class ClientApp(FlowerClientApp):
             reply.content = _without_metrics(reply.content, self._weighted_by_key)
             unhidden, update = update, budget.protect(update)
             if update is not unhidden:
-                trained = _record_of(updates.apply(messages.views(received), update))
+                trained = messages.record_of(updates.apply(messages.views(received), update))
         if log.returned != [_data(trained)]:
             log.probabilities.clear()  # a mod or the noise changed what was measured
         errors = self._errors(request.plan.rule, log, message, (received, trained), context)
@@ -394,10 +394,6 @@ def _single(records: Mapping[str, Record]) -> Record:
     if len(records) != 1:
         raise FormatError(f"expected one record of each kind in a reply, found {len(records)}")
     return next(iter(records.values()))
-
-
-def _record_of(arrays: updates.Arrays) -> ArrayRecord:
-    return ArrayRecord({key: Array(array) for key, array in arrays.items()})
 
 
 def _numpy(record: ArrayRecord) -> updates.Arrays:

@@ -1,11 +1,11 @@
 """What a device does where updates are encrypted: it looks at the key, and encrypts."""
 
-import hashlib
 from logging import WARNING
 
 from flwr.app import Context
 from flwr.common import log
 
+from flower_chain.cipher_files import key_digest
 from flower_chain.errors import TaskRefused
 from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.privacy.ciphers import Cipher
@@ -25,7 +25,9 @@ def check_key(plan: RecordAndRewardPlan, context: Context) -> None:
     wanted = context.node_config.get("cipher-key")
     if wanted is None:
         return
-    named = hashlib.sha256(plan.public_key).hexdigest() if plan.encryption else "none"
+    if not plan.encryption:
+        raise TaskRefused(f"the plan encrypts nothing, this device wants the key {wanted}")
+    named = key_digest(plan.public_key)
     if named != str(wanted).lower().removeprefix("0x"):
         raise TaskRefused(f"the plan encrypts under the key {named}, this device under {wanted}")
 

@@ -18,7 +18,7 @@ from flower_chain.errors import FormatError, TaskRefused
 from flower_chain.messages import Request
 from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.privacy.ciphers import Secret
-from flower_chain.records import Contribution, DecryptedSum, Domain, Signed, parts_of, sign
+from flower_chain.records import DecryptedSum, Domain, Signed, parts_of, sign
 from flower_chain.records import KeyHolder as Held
 from flower_chain.sum_messages import Offer
 from flower_chain.updates import digest_of
@@ -93,14 +93,15 @@ class KeyHolder:
                     node.check_recorded(request.task.version, parts)
             assert plan.cipher is not None
             plan.cipher.format.check(encrypted)
-            name, named = digest_of(encrypted), parts_of(_weighed(plan, parts))
-            digests = [signed.contribution.digest for signed in parts]
+            said = [signed.contribution for signed in parts]
+            name, named = digest_of(encrypted), parts_of(plan.weighed(said))
+            digests = [contribution.digest for contribution in said]
             self._notes.add(domain, request.task.version, name + named, digests)
             decrypted = self._secret.decrypt(plan.cipher, encrypted, weight)
         except (TaskRefused, FormatError) as fault:
             return sum_messages.write_refusal(str(fault))
-        said = DecryptedSum(request.task.version, named, name, digest_of(decrypted))
-        return sum_messages.write_answer(decrypted, sign(said.encode(domain), self._account))
+        answer = DecryptedSum(request.task.version, named, name, digest_of(decrypted))
+        return sum_messages.write_answer(decrypted, sign(answer.encode(domain), self._account))
 
     def _check_plan(self, plan: RecordAndRewardPlan) -> None:
         """Refuse a plan with another key, or another holder of it."""
@@ -187,11 +188,7 @@ def _check_parts(request: Request[RecordAndRewardPlan], parts: Sequence[Signed])
             raise TaskRefused(f"the contribution of {device} is not to version {version}")
         if not signed.is_valid(request.domain):
             raise TaskRefused(f"the contribution of {device} is not signed by it")
-    return sum(weight for _, weight in _weighed(plan, parts))
-
-
-def _weighed(plan: RecordAndRewardPlan, parts: Sequence[Signed]) -> list[tuple[Contribution, int]]:
-    return [(signed.contribution, plan.weight_of(signed.contribution)) for signed in parts]
+    return sum(weight for _, weight in plan.weighed(said))
 
 
 def _is_last(context: Context) -> bool:

@@ -107,11 +107,10 @@ class Cipher(ABC):
     """What 1 in a decrypted sum stands for."""
 
     def __init__(self, public_key: bytes, model: Format, terms: Terms) -> None:
-        for spec in model.specs:
-            if spec.numpy_dtype.kind != "f":
-                raise ConfigError(
-                    f"the model's {spec.key!r} is {spec}: encrypted sums are of floats only"
-                )
+        if whole := model.whole:
+            raise ConfigError(
+                f"the model's {whole[0].key!r} is {whole[0]}: encrypted sums are of floats only"
+            )
         self.public_key, self.terms = public_key, terms
         self._layout = model.of_update()
         self.size = sum(spec.nbytes // spec.numpy_dtype.itemsize for spec in model.specs)

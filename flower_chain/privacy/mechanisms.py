@@ -54,11 +54,10 @@ def check_format(layout: Format) -> None:
     ConfigError
         Naming them.
     """
-    whole = [spec.key for spec in layout.specs if spec.numpy_dtype.kind != "f"]
-    if whole:
+    if whole := ", ".join(spec.key for spec in layout.whole):
         raise ConfigError(
-            f"the model holds whole numbers, which noise can't hide: {', '.join(whole)}; leave "
-            "them out of what train() sends (of BatchNorm, which counts batches: use GroupNorm)"
+            f"the model holds whole numbers, which noise can't hide: {whole}; leave them out of "
+            "what train() sends (of BatchNorm, which counts batches: use GroupNorm)"
         )
 
 

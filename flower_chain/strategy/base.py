@@ -6,7 +6,7 @@ from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -113,7 +113,7 @@ class LedgerStrategy(Strategy):
         # A device may still be busy with what a server that was killed has sent to it.
         goes_on = (self.settings.path / FILE).exists()
         self._hello_timeout = timeout if goes_on else self.settings.timeout
-        arrays = record_of(self._open(grid, numpy_of(initial_arrays)))
+        arrays = messages.record_of(self._open(grid, numpy_of(initial_arrays)))
         if goes_on:
             path = self.settings.path
             log(INFO, "Continuing the run in %s: %d rounds are done.", path, self._done)
@@ -250,10 +250,6 @@ def of_innermost(strategy: Strategy, name: str, default: Any) -> Any:
 
 def numpy_of(record: ArrayRecord) -> Arrays:
     return {key: array.numpy() for key, array in record.items()}
-
-
-def record_of(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({key: Array(value) for key, value in arrays.items()})
 
 
 def as_model(combined: ArrayRecord, base: Arrays) -> Arrays:

@@ -71,11 +71,11 @@ def check_arrays(strategy: Strategy, model: Format) -> None:
     ConfigError
         Naming them.
     """
-    whole = [spec.key for spec in model.specs if spec.numpy_dtype.kind != "f"]
+    whole = ", ".join(spec.key for spec in model.whole)
     if whole and is_central_dp(strategy):
         raise ConfigError(
             f"{type(strategy).__name__}: the model holds whole numbers, which it can't clip: "
-            f"{', '.join(whole)} (of BatchNorm: use GroupNorm)"
+            f"{whole} (of BatchNorm: use GroupNorm)"
         )
 
 

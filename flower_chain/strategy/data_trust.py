@@ -16,11 +16,12 @@ from flower_chain import audit_messages
 from flower_chain.errors import ConfigError, FormatError, SealError, StoreError
 from flower_chain.ledger.blockflow import Round, Stage
 from flower_chain.ledger.data_trust import Verdict
+from flower_chain.messages import record_of
 from flower_chain.records import TOKEN_UNITS, Leave, SignedBy, TrainedModel
 from flower_chain.rules.blockflow import ONE
 from flower_chain.run import DataTrustRun
 from flower_chain.store.cid import cid_from_bytes
-from flower_chain.strategy.base import SUPERLINK, as_model, keep_common_metrics, record_of
+from flower_chain.strategy.base import SUPERLINK, as_model, keep_common_metrics
 from flower_chain.strategy.central_dp import check_arrays, check_central_dp, fit_noise
 from flower_chain.strategy.peers import PeersStrategy, Said, require_mean
 from flower_chain.strategy.settings import DataTrustSettings

@@ -102,7 +102,7 @@ class Holder:
             )
             return None
         parts = [_signed(admission) for admission in accepted]
-        weighed = [(s.contribution, plan.weight_of(s.contribution)) for s in parts]
+        weighed = plan.weighed(signed.contribution for signed in parts)
         weights = [weight for _, weight in weighed]
         encrypted = cipher.add([_update(admission) for admission in accepted], weights)
         answer = self._ask(sum_messages.write_question(request, encrypted, parts))

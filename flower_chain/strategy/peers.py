@@ -27,7 +27,7 @@ from flower_chain.errors import (
     TooLarge,
 )
 from flower_chain.ledger.blockflow import Permit, Progress, Rejection, Round, Stage
-from flower_chain.messages import Request
+from flower_chain.messages import Request, record_of
 from flower_chain.plan import PeersPlan
 from flower_chain.records import (
     Aggregate,
@@ -50,7 +50,6 @@ from flower_chain.strategy.base import (
     keep_common_metrics,
     numpy_of,
     of_innermost,
-    record_of,
 )
 from flower_chain.strategy.settings import PeersSettings
 from flower_chain.updates import Arrays, Format

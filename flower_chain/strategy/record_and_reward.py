@@ -15,7 +15,7 @@ from flower_chain.envelope import is_kept
 from flower_chain.errors import ConfigError, FormatError, RunEnded
 from flower_chain.examiner import Examiner
 from flower_chain.ledger.federation import Finding, Version
-from flower_chain.messages import Request, Samples
+from flower_chain.messages import Request, Samples, record_of
 from flower_chain.plan import RecordAndRewardPlan
 from flower_chain.privacy.accountant import UNITS
 from flower_chain.records import (
@@ -37,7 +37,6 @@ from flower_chain.strategy.base import (
     found,
     keep_common_metrics,
     numpy_of,
-    record_of,
     tell,
 )
 from flower_chain.strategy.central_dp import check_arrays, check_central_dp, fit_noise, norm_bit
@@ -407,8 +406,8 @@ class RecordAndReward(LedgerStrategy):
             return self._received
         total, said, signature = decrypted
         self._sum = SignedSum(said, self._run.keep_sum(total), signature)
-        weights = [plan.weight_of(a.signed.contribution) for a in accepted if a.signed]
-        mean = plan.cipher.mean(total, sum(weights))
+        weighed = plan.weighed(a.signed.contribution for a in accepted if a.signed)
+        mean = plan.cipher.mean(total, sum(weight for _, weight in weighed))
         return apply(self._received, mean, plan.learning_rate)
 
     def _reweighted(self, admission: Admission) -> Message:

@@ -17,6 +17,7 @@ from flower_chain.errors import ConfigError
 from flower_chain.keys import HOME, address_of, load, load_or_create, public_key
 from flower_chain.plan import (
     IN_THE_CLEAR,
+    WITHOUT_NOISE,
     BlockFlowPlan,
     DataTrustPlan,
     PeersPlan,
@@ -380,17 +381,19 @@ class RecordAndRewardSettings(Settings):
 
     def _privacy(self) -> dict[str, Any]:
         """The terms of a plan that tell what devices do for their privacy."""
-        is_on, is_pure, is_sgd = bool(self.dp), self.dp == Kind.LAPLACE, self.dp == Kind.DP_SGD
+        if not self.dp:
+            return WITHOUT_NOISE
+        is_pure, is_sgd = self.dp == Kind.LAPLACE, self.dp == Kind.DP_SGD
         return {
             "privacy": self.dp,
-            "clip": float(self.dp_clip * is_on),
-            "noise": float(self.dp_noise * is_on),
-            "accountant": PURE if is_pure else self.dp_accountant if is_on else "",
-            "budget": int(Decimal(str(self.dp_epsilon)) * UNITS) * is_on,
-            "delta": 0.0 if is_pure else float(self.dp_delta * is_on),
-            "sample_rate": float(self.dp_sample_rate if is_sgd else is_on),
-            "steps": self.dp_steps if is_sgd else int(is_on),
-            "noise_seed": max(self.dp_seed, -1) if is_on else -1,
+            "clip": float(self.dp_clip),
+            "noise": float(self.dp_noise),
+            "accountant": PURE if is_pure else self.dp_accountant,
+            "budget": int(Decimal(str(self.dp_epsilon)) * UNITS),
+            "delta": 0.0 if is_pure else float(self.dp_delta),
+            "sample_rate": float(self.dp_sample_rate) if is_sgd else 1.0,
+            "steps": self.dp_steps if is_sgd else 1,
+            "noise_seed": max(self.dp_seed, -1),
         }
 
 

@@ -52,7 +52,7 @@ class SumVerifier:
         ):
             raise Unverified(f"{where}: not signed by the key holder, {self._plan.key_holder}")
         parts = [verdict.signed.contribution for verdict in version.accepted]
-        if parts_of((part, self._plan.weight_of(part)) for part in parts) != found.said.parts:
+        if parts_of(self._plan.weighed(parts)) != found.said.parts:
             raise Unverified(f"{where}: the key holder was told that it is of something else")
         if not self._plan.least_summed <= len(parts) <= self._plan.most_summed:
             raise Unverified(
@@ -88,4 +88,5 @@ class SumVerifier:
         return apply(model, mean, self._plan.learning_rate)
 
     def _weights(self, version: Version) -> list[int]:
-        return [self._plan.weight_of(v.signed.contribution) for v in version.accepted]
+        accepted = [verdict.signed.contribution for verdict in version.accepted]
+        return [weight for _, weight in self._plan.weighed(accepted)]

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.ledger.federation import Federation
-from flower_chain.plan import IN_THE_CLEAR, MAX_DATA_COST, MAX_RATE, RecordAndRewardPlan
+from flower_chain.plan import (
+    IN_THE_CLEAR,
+    MAX_DATA_COST,
+    MAX_RATE,
+    WITHOUT_NOISE,
+    RecordAndRewardPlan,
+)
 from flower_chain.records import PPM, UNMEASURED, Contribution, Refusal, Signed, sign
 from flower_chain.rules.record_and_reward import (
     MAX_ERRORS,
@@ -542,15 +548,7 @@ def deployed(path: Path, terms: Terms) -> Iterator[Federation]:
         tolerance_ppm=0,
         readers="",
         keep_rounds=0,
-        privacy="",
-        clip=0.0,
-        noise=0.0,
-        accountant="",
-        budget=0,
-        delta=0.0,
-        sample_rate=0.0,
-        steps=0,
-        noise_seed=-1,
+        **WITHOUT_NOISE,
         **IN_THE_CLEAR,
     )
     run = RecordAndRewardRun.start(

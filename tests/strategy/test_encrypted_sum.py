@@ -121,7 +121,8 @@ def test_scores_weigh_the_updates_if_the_plan_says_so(tmp_path: Path) -> None:
     outcome = federation.run(**settings(encryption_weights="score"))
 
     accepted = outcome.history.versions[0].accepted
-    weights = [outcome.run.plan.weight_of(v.signed.contribution) for v in accepted]
+    weighed = outcome.run.plan.weighed(v.signed.contribution for v in accepted)
+    weights = [weight for _, weight in weighed]
     updates = federation.updates(0, federation.accounts)
     expected = {
         key: fresh()[key] + np.average([each[key] for each in updates], axis=0, weights=weights)

@@ -11,7 +11,7 @@ from softmax import examiner, fresh, record
 
 from flower_chain import messages
 from flower_chain.messages import Request, Samples
-from flower_chain.plan import IN_THE_CLEAR, RecordAndRewardPlan
+from flower_chain.plan import IN_THE_CLEAR, WITHOUT_NOISE, RecordAndRewardPlan
 from flower_chain.records import Domain, Task, sign
 from flower_chain.rules.record_and_reward import Rule
 from flower_chain.updates import Arrays, Format, digest, pack
@@ -22,36 +22,31 @@ DOMAIN = Domain(1337, "0x46D022Ff70B037eC89455189a6751F4c8597Aa8d")
 
 def a_plan(**terms: Any) -> RecordAndRewardPlan:
     """The default terms, but for some."""
-    default: dict[str, Any] = {
-        "run": "0123456789abcdef",
-        "model": Format.of(fresh()),
-        "rule": Rule.GAIN,
-        "threshold_ppm": 100_000,
-        "gain_ppm": 30_000,
-        "clear_ppm": 120_000,
-        "harm_ppm": 720_000,
-        "least_ppm": 100_000,
-        "rate": 10**15,
-        "max_data_cost": 100_000,
-        "patience_s": 604_800,
-        "aggregation": "mean",
-        "inner": "FedAvg",
-        "learning_rate": 1.0,
-        "samples_per_class": 20,
-        "validation_digest": "ab" * 32,
-        "tolerance_ppm": 10_000,
-        "readers": "",
-        "keep_rounds": 0,
-        "privacy": "",
-        "clip": 0.0,
-        "noise": 0.0,
-        "accountant": "",
-        "budget": 0,
-        "delta": 0.0,
-        "sample_rate": 0.0,
-        "steps": 0,
-        "noise_seed": -1,
-    } | IN_THE_CLEAR
+    default: dict[str, Any] = (
+        {
+            "run": "0123456789abcdef",
+            "model": Format.of(fresh()),
+            "rule": Rule.GAIN,
+            "threshold_ppm": 100_000,
+            "gain_ppm": 30_000,
+            "clear_ppm": 120_000,
+            "harm_ppm": 720_000,
+            "least_ppm": 100_000,
+            "rate": 10**15,
+            "max_data_cost": 100_000,
+            "patience_s": 604_800,
+            "aggregation": "mean",
+            "inner": "FedAvg",
+            "learning_rate": 1.0,
+            "samples_per_class": 20,
+            "validation_digest": "ab" * 32,
+            "tolerance_ppm": 10_000,
+            "readers": "",
+            "keep_rounds": 0,
+        }
+        | WITHOUT_NOISE
+        | IN_THE_CLEAR
+    )
     return RecordAndRewardPlan(**(default | terms))
 
 
