@@ -36,14 +36,13 @@ from phe.util import getprimeover
 
 from flower_chain.errors import ConfigError, FormatError
 from flower_chain.privacy.ciphers import ENCRYPTED, Cipher, Integers, Secret, Terms
+from flower_chain.privacy.fixed_base import random_powers
 from flower_chain.updates import Arrays, Format
 
 LEAST_BITS = 2048
 """Of n: shorter ones can be factored, or soon (NIST SP 800-57)."""
 
 MOST_BITS = 8192
-MOST_WINDOW = 10
-"""Bits: a table of larger ones takes too much memory."""
 
 
 class Paillier(Cipher):
@@ -142,29 +141,9 @@ class Paillier(Cipher):
 
     def _obfuscators(self, count: int) -> list[Any]:
         """h^r for so many r; see the module."""
-        length = math.ceil(self._n.bit_length() / 2)
-        window = min(range(1, MOST_WINDOW + 1), key=lambda w: (count + (1 << w)) / w)
-        root = mpz(secrets.randbelow(int(self._n) - 1) + 1)
-        bases = [gmpy2.powmod(-(root**2), self._n, self._modulus)]
-        while len(bases) < math.ceil(length / window):
-            bases.append(gmpy2.powmod(bases[-1], 1 << window, self._modulus))
-        exponents = [secrets.randbits(length) for _ in range(count)]
-        with ThreadPoolExecutor(_threads(), initializer=_let_others_run) as threads:
-            table = list(threads.map(lambda base: self._powers(base, 1 << window), bases))
-            return list(threads.map(lambda r: self._power(table, window, r), exponents))
-
-    def _powers(self, base: Any, count: int) -> list[Any]:
-        powers = [mpz(1)]
-        while len(powers) < count:
-            powers.append(powers[-1] * base % self._modulus)
-        return powers
-
-    def _power(self, table: Sequence[Sequence[Any]], window: int, exponent: int) -> Any:
-        mask, found = (1 << window) - 1, mpz(1)
-        for powers in table:
-            found = found * powers[exponent & mask] % self._modulus
-            exponent >>= window
-        return found
+        x = mpz(secrets.randbelow(int(self._n) - 1) + 1)
+        h = gmpy2.powmod(-(x**2), self._n, self._modulus)
+        return random_powers(h, self._modulus, math.ceil(self._n.bit_length() / 2), count)
 
 
 class PaillierSecret(Secret):
@@ -252,11 +231,6 @@ def _woven(parts: Sequence[Sequence[Any]]) -> list[Any]:
 
 def _threads() -> int:
     return os.cpu_count() or 1
-
-
-def _let_others_run() -> None:
-    """While this thread computes: gmpy2 does not by itself."""
-    gmpy2.get_context().allow_release_gil = True
 
 
 def _numbers(rows: NDArray[np.uint8]) -> list[Any]:
