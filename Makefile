@@ -17,8 +17,7 @@ endif
 FORGE = $$(ls node_modules/@foundry-rs/forge-*/bin/forge)
 SLITHER := 0.11.6
 PYTEST := -m pytest -n auto --durations=10
-# with a keccak ten times as fast as the one that eth-hash takes by itself
-ENV := PATH="$(CURDIR)/$(BIN):$$PATH" ETH_HASH_BACKEND=pysha3
+ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # costs no time; tracing takes more than twice as much as the tests themselves
 MEASURED := -m slipcover --source flower_chain --branch --lcov --out .coverage.lcov
 # tests of real Flower processes, which run file by file

@@ -8,25 +8,19 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from serving import PATIENCE, ROOT, serving
+from serving import LEAN, PATIENCE, serving
 
 from flower_chain import keys
 from flower_chain.ledger.federation import History
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.verify import verify
 
-sys.path.insert(0, str(ROOT / "apps/digits"))
+sys.path.insert(0, str(LEAN))
 
-from digits.server_app import examiner
+from lean.app import examiner
 
 KILLS = 25
 DEVICES = 4
-ALL_ACCEPTED = "chain.clear=1.0 chain.harm=1.0"
-
-
-def options(rounds: int) -> str:
-    """Of a run in which all is accepted."""
-    return f"num-server-rounds={rounds} {ALL_ACCEPTED}"
 
 
 def works(process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -48,7 +42,7 @@ def history(folder: Path) -> History:
 
 def finish(folder: Path, rounds: int) -> RecordAndRewardRun:
     """Let a run come to its end."""
-    with serving(folder, DEVICES, options(rounds)) as (process, log):
+    with serving(folder, DEVICES, f"num-server-rounds={rounds}") as (process, log):
         assert process.wait(PATIENCE) == 0, log.read_text()[-3000:]
     return RecordAndRewardRun.open(folder / "run")
 
@@ -80,10 +74,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_left_alone(
     known: list[bytes] = []
     progress = []
     for number in range(KILLS):
-        with serving(killed, DEVICES, options(rounds=10_000)) as (process, log):
+        with serving(killed, DEVICES, "num-server-rounds=10000") as (process, log):
             if number % 5:  # while it trains, records or settles
                 works(process, log)
-                time.sleep(moments.uniform(0, 2))
+                time.sleep(moments.uniform(0, 0.5))
             else:  # while it starts, or goes on with the round that was cut short
                 time.sleep(moments.uniform(5, 20))
         found = [version.model.digest for version in history(killed).versions]

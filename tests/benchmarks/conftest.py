@@ -16,8 +16,8 @@ def idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     digits = load_digits()
     images = np.kron(digits.images * 15, np.ones((3, 3)))
     images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
-    chosen = np.random.default_rng(0).integers(0, len(images), 14_000)
-    for name, part in (("train", chosen[:12_000]), ("t10k", chosen[12_000:])):
+    chosen = np.random.default_rng(0).integers(0, len(images), 7_000)
+    for name, part in (("train", chosen[:6_000]), ("t10k", chosen[6_000:])):
         write(folder / f"{name}-images-idx3-ubyte.gz", images[part])
         write(folder / f"{name}-labels-idx1-ubyte.gz", digits.target[part].astype(np.uint8))
     return folder

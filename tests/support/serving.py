@@ -11,6 +11,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 
 ROOT = Path(__file__).parents[2]
+LEAN = ROOT / "tests/apps/lean"
 MARK = "FLOWER_CHAIN_TEST"
 PATIENCE = 900
 
@@ -43,18 +44,15 @@ def kill(mark: str) -> None:
 def serving(
     folder: Path, devices: int, options: str
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """A real `flwr run` of the digits with its own SuperLink, and its log.
+    """A real `flwr run` of the lean app with its own SuperLink, and its log.
 
     Whatever is left of it in the end is killed.
     """
     mark, log = str(folder), folder / "log.txt"
     folder.mkdir(exist_ok=True)
     temporary = mkdtemp()  # a short name: Ray has sockets in it
-    config = (
-        f'chain.run="{folder}/run" chain.keys="{folder}/keys" num-devices={devices} '
-        f"local-epochs=1 {options}"
-    )
-    command = [str(ROOT / "apps/simulate"), str(ROOT / "apps/digits"), "--run-config", config]
+    config = f'chain.run="{folder}/run" chain.keys="{folder}/keys" num-devices={devices} {options}'
+    command = [str(ROOT / "apps/simulate"), str(LEAN), "--run-config", config]
     command += ["--federation-config", f"num-supernodes={devices} client-resources-num-cpus=1"]
     with log.open("wb") as output:
         process = subprocess.Popen(
