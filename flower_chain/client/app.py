@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from flower_chain import audit_messages, envelope, messages, sum_messages, updates
 from flower_chain.audit_messages import AUDIT
-from flower_chain.client.account import device_account
+from flower_chain.client.account import device_account, node_of
 from flower_chain.client.agent import Agent
 from flower_chain.client.budget import Budget
 from flower_chain.client.encryption import check_key, encrypted
 from flower_chain.client.key_holder import KeyHolder
-from flower_chain.client.own_node import OwnNode
 from flower_chain.client.own_store import OwnStore
 from flower_chain.client.private import offering
 from flower_chain.client.task import check_model, check_owner
@@ -209,8 +208,8 @@ class ClientApp(FlowerClientApp):
         message = _without_ours(message)
         check_model(_single(message.content.array_records), request)
         owner = check_owner(request, context)
-        own_node = OwnNode.of(context, request.domain, device_account(context))
-        with own_node as node, Budget.of(context, request) as budget:
+        ledger = node_of(context, request.domain, device_account(context))
+        with ledger as node, Budget.of(context, request) as budget:
             if node is not None:
                 node.check(request, owner)
                 if (sent := node.sent_before(request.task.version)) is not None:

@@ -11,8 +11,7 @@ from eth_account.signers.local import LocalAccount
 from flwr.app import Context, Message, RecordDict
 
 from flower_chain import cipher_files, sum_messages
-from flower_chain.client.account import device_account, keys_folder
-from flower_chain.client.own_node import OwnNode
+from flower_chain.client.account import device_account, keys_folder, node_of
 from flower_chain.client.task import check_owner
 from flower_chain.errors import FormatError, TaskRefused
 from flower_chain.messages import Request
@@ -87,7 +86,7 @@ class KeyHolder:
             plan, domain = request.plan, request.domain
             self._check_plan(plan)
             weight = _check_parts(request, parts)
-            with OwnNode.of(self._context, domain, self._account) as node:
+            with node_of(self._context, domain, self._account) as node:
                 if node is not None:
                     node.check(request, owner)
                     node.check_recorded(request.task.version, parts)

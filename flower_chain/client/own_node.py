@@ -1,17 +1,16 @@
 """A device with access to a node of its own: it checks what it is told, and submits itself."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
-from flwr.app import Context, RecordDict
+from flwr.app import RecordDict
 from flwr.common import log
 
 from flower_chain.client.outbox import Outbox
-from flower_chain.errors import ConfigError, LedgerError, TaskRefused, WrongChain
+from flower_chain.errors import LedgerError, TaskRefused, WrongChain
 from flower_chain.keys import address_of
 from flower_chain.ledger import Contract, JsonRpcLedger
 from flower_chain.ledger.federation import Federation
@@ -49,21 +48,6 @@ class OwnNode:
         self._federation = Federation(self._contract, account)
         self._account = account
         self._outbox = Outbox(outbox / f"{domain.chain_id}-{domain.contract}")
-
-    @classmethod
-    @contextmanager
-    def of(
-        cls, context: Context, domain: Domain, account: LocalAccount
-    ) -> Iterator["OwnNode | None"]:
-        """The node that the SuperNode's ``--node-config`` names under ``ledger``, if it does."""
-        url, key_file = map(context.node_config.get, ("ledger", "key-file"))
-        if url is None:
-            yield None
-            return
-        if key_file is None:
-            raise ConfigError(f"ledger = {url!r}: the node config must name a key-file too")
-        with closing(cls(str(url), domain, account, Path(f"{key_file}.outbox"))) as node:
-            yield node
 
     def check(self, request: Request[Any], owner: bytes) -> None:
         """Refuse a task that is not the one on the ledger.

@@ -1,14 +1,13 @@
 """A real run whose server is killed at random moments, again and again."""
 
 import random
-import subprocess
 import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from serving import LEAN, PATIENCE, serving
+from serving import LEAN, PATIENCE, serving, wait_for_blocks
 
 from flower_chain import keys
 from flower_chain.ledger.federation import History
@@ -21,15 +20,6 @@ from lean.app import examiner
 
 KILLS = 25
 DEVICES = 4
-
-
-def works(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait until the server has recorded a round."""
-    deadline = time.monotonic() + PATIENCE
-    while b"aggregate_train:" not in log.read_bytes():
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"the server does not get to work:\n{log.read_text()[-3000:]}")
-        time.sleep(0.02)
 
 
 def history(folder: Path) -> History:
@@ -74,9 +64,9 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_left_alone(
     known: list[bytes] = []
     progress = []
     for number in range(KILLS):
-        with serving(killed, DEVICES, "num-server-rounds=10000") as (process, log):
+        with serving(killed, DEVICES, "num-server-rounds=10000") as (process, _):
             if number % 5:  # while it trains, records or settles
-                works(process, log)
+                wait_for_blocks(process, killed, moments.randrange(1, 8))
                 time.sleep(moments.uniform(0, 0.5))
             else:  # while it starts, or goes on with the round that was cut short
                 time.sleep(moments.uniform(5, 20))

@@ -1,13 +1,12 @@
 """A real run whose agents judge each other; all its processes are killed again and again."""
 
 import random
-import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from serving import PATIENCE, serving
+from serving import PATIENCE, blocks, serving, wait_for_blocks
 
 from flower_chain import keys
 from flower_chain.ledger.blockflow import Stage
@@ -23,22 +22,6 @@ OPTIONS = {
 }
 PAID = {"blockflow": 30 * TOKEN_UNITS, "data-trust": 39 * TOKEN_UNITS}
 """To all agents together."""
-
-
-def blocks(folder: Path) -> int:
-    """How many the ledger has."""
-    journal = folder / "run" / "ledger.journal"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-def wait_for_blocks(process: "subprocess.Popen[bytes]", folder: Path, more: int) -> None:
-    """Until the ledger has `more` than now."""
-    deadline, wanted = time.monotonic() + PATIENCE, blocks(folder) + more
-    while blocks(folder) < wanted:
-        log = (folder / "log.txt").read_text()[-3000:]
-        assert process.poll() is None, f"it has ended:\n{log}"
-        assert time.monotonic() < deadline, f"it does not get on:\n{log}"
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from softmax import Device
 from web3 import Web3
 
 from flower_chain.client import own_node
+from flower_chain.client.account import node_of
 from flower_chain.client.own_node import OwnNode
 from flower_chain.errors import ConfigError, Reverted, TaskRefused
 from flower_chain.keys import public_key
@@ -305,7 +306,7 @@ def test_a_node_without_a_key_file_is_refused(tmp_path: Path) -> None:
     context = Context(1, 1, {"ledger": "http://127.0.0.1:1"}, RecordDict(), {})
     with (
         pytest.raises(ConfigError, match="must name a key-file"),
-        OwnNode.of(context, Domain(1, NOBODY), OWNER),
+        node_of(context, Domain(1, NOBODY), OWNER),
     ):
         pass
 

@@ -67,3 +67,19 @@ def serving(
         kill(mark)
         process.wait()
         rmtree(temporary, ignore_errors=True)
+
+
+def blocks(folder: Path) -> int:
+    """How many the ledger of a run has."""
+    journal = folder / "run" / "ledger.journal"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def wait_for_blocks(process: "subprocess.Popen[bytes]", folder: Path, more: int) -> None:
+    """Until the ledger has `more` than now."""
+    deadline, wanted = time.monotonic() + PATIENCE, blocks(folder) + more
+    while blocks(folder) < wanted:
+        log = (folder / "log.txt").read_text()[-3000:]
+        assert process.poll() is None, f"it has ended:\n{log}"
+        assert time.monotonic() < deadline, f"it does not get on:\n{log}"
+        time.sleep(0.01)
