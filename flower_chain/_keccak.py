@@ -1,4 +1,4 @@
-"""A keccak-256 ten times as fast as the one that eth-hash takes by itself, where it is installed.
+"""A faster keccak-256 than the one that eth-hash takes by itself, where it is installed.
 
 Each address, digest and storage slot of the embedded ledger is one. eth-hash settles on its backend
 when it is first used, so this module is what the package imports first; the environment is as

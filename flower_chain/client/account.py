@@ -66,7 +66,7 @@ def node_of(context: Context, domain: Domain, account: LocalAccount) -> Iterator
         return
     if file is None:
         raise ConfigError(f"ledger = {url!r}: the node config must name a key-file too")
-    # Only who has a node pays for it: to import a ledger takes a second.
+    # Only who has a node waits for it: a ledger brings web3 and an EVM.
     from flower_chain.client.own_node import OwnNode  # noqa: PLC0415
 
     with closing(OwnNode(str(url), domain, account, Path(f"{file}.outbox"))) as node:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import gmpy2
@@ -45,17 +46,18 @@ def random_powers(base: Any, modulus: Any, length: int, count: int) -> list[Any]
     """
     window = min(range(1, MOST_WINDOW + 1), key=lambda w: (count + (1 << w)) / w)
     windows = math.ceil(length / window)
-    # First of all, as they take a moment to start.
-    processes = [_start() for _ in range(_cores(windows * (count + (1 << window))) - 1)]
-    bases = [base]
-    while len(bases) < windows:
-        bases.append(gmpy2.powmod(bases[-1], 1 << window, modulus))
-    shares = [bases[i :: len(processes) + 1] for i in range(len(processes) + 1)]
-    for process, share in zip(processes, shares[1:], strict=True):
-        _give(process, (modulus, window, share, count))
-    found = _products(modulus, window, shares[0], count)
-    for process in processes:
-        found = [a * b % modulus for a, b in zip(found, _take(process), strict=True)]
+    cores = _cores(windows * (count + (1 << window)))
+    with ExitStack() as stack:
+        # First of all, as they take a moment to start.
+        processes = [stack.enter_context(_start()) for _ in range(cores - 1)]
+        bases = [base]
+        while len(bases) < windows:
+            bases.append(gmpy2.powmod(bases[-1], 1 << window, modulus))
+        for number, process in enumerate(processes, start=1):
+            _give(process, (modulus, window, bases[number::cores], count))
+        found = _products(modulus, window, bases[::cores], count)
+        for process in processes:
+            found = [a * b % modulus for a, b in zip(found, _take(process), strict=True)]
     return found
 
 
@@ -84,16 +86,16 @@ def _start() -> "subprocess.Popen[bytes]":
 
 def _give(process: "subprocess.Popen[bytes]", work: tuple[Any, ...]) -> None:
     assert process.stdin is not None
-    with process.stdin as pipe:
+    # Why one is gone, _take tells.
+    with suppress(BrokenPipeError), process.stdin as pipe:
         pickle.dump(work, pipe)
 
 
 def _take(process: "subprocess.Popen[bytes]") -> list[Any]:
     assert process.stdout is not None
-    with process:
-        written = process.stdout.read()
-    if process.returncode:
-        raise ChildProcessError(f"{__file__} as a program ended with {process.returncode}")
+    written = process.stdout.read()
+    if code := process.wait():
+        raise ChildProcessError(f"{__file__} as a program ended with {code}")
     found: list[Any] = pickle.loads(written)
     return found
 

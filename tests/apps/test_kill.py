@@ -1,22 +1,18 @@
 """A real run whose server is killed at random moments, again and again."""
 
 import random
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from serving import LEAN, PATIENCE, serving, wait_for_blocks
+from lean.app import examiner
+from serving import PATIENCE, serving, wait_for_blocks
 
 from flower_chain import keys
 from flower_chain.ledger.federation import History
 from flower_chain.run import RecordAndRewardRun
 from flower_chain.verify import verify
-
-sys.path.insert(0, str(LEAN))
-
-from lean.app import examiner
 
 KILLS = 25
 DEVICES = 4

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import Mod
+from lean.app import (  # noqa: F401 (tests find all of it here)
+    CLASSES,
+    arrays_in,
+    fresh,
+    predict,
+    record,
+    train_one_epoch,
+)
 from local_grid import LocalGrid, Node
 from sklearn.datasets import load_digits
 from sklearn.metrics import precision_recall_fscore_support
@@ -20,7 +28,6 @@ import flower_chain
 from flower_chain.updates import Arrays
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
-CLASSES = 10
 OWNER = 300
 PARTS = 8
 
@@ -44,38 +51,6 @@ def examiner() -> flower_chain.Examiner:
     """The owner's."""
     x, y = digits()
     return flower_chain.Examiner(x[:OWNER], y[:OWNER], predict)
-
-
-def fresh() -> dict[str, NDArray]:
-    """T_0."""
-    return {"weight": np.zeros((64, CLASSES), np.float32), "bias": np.zeros(CLASSES, np.float32)}
-
-
-def predict(arrays: Arrays, x: NDArray) -> NDArray:
-    """Class probabilities."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        logits = x @ arrays["weight"] + arrays["bias"]
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-
-
-def train_one_epoch(arrays: dict[str, NDArray], x: NDArray, y: NDArray, rate: float) -> None:
-    """Gradient descent in batches of 20, in place."""
-    for start in range(0, len(y), 20):
-        batch, labels = x[start : start + 20], y[start : start + 20]
-        error = (predict(arrays, batch) - np.eye(CLASSES, dtype=np.float32)[labels]) / len(labels)
-        arrays["weight"] -= np.float32(rate) * (batch.T @ error)
-        arrays["bias"] -= np.float32(rate) * error.sum(axis=0)
-
-
-def record(arrays: Arrays) -> ArrayRecord:
-    """Arrays as Flower has them."""
-    return ArrayRecord({key: Array(value) for key, value in arrays.items()})
-
-
-def arrays_in(found: ArrayRecord) -> dict[str, NDArray]:
-    """The inverse of :func:`record`."""
-    return {key: array.numpy().copy() for key, array in found.items()}
 
 
 def all_classes(_: Context) -> Iterable[int]:

@@ -16,7 +16,7 @@ from flower_chain.updates import Arrays
 NDArray = np.ndarray[Any, np.dtype[Any]]
 CLASSES = 10
 OWNER = 300
-RATE = np.float32(0.5)
+RATE = 0.5
 
 server = ServerApp()
 
@@ -47,9 +47,19 @@ def examiner() -> flower_chain.Examiner:
 
 def predict(arrays: Arrays, x: NDArray) -> NDArray:
     """Class probabilities."""
-    logits = x @ arrays["weight"] + arrays["bias"]
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        logits = x @ arrays["weight"] + arrays["bias"]
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+def train_one_epoch(arrays: dict[str, NDArray], x: NDArray, y: NDArray, rate: float) -> None:
+    """Gradient descent in batches of 20, in place."""
+    for start in range(0, len(y), 20):
+        batch, labels = x[start : start + 20], y[start : start + 20]
+        error = (predict(arrays, batch) - np.eye(CLASSES, dtype=np.float32)[labels]) / len(labels)
+        arrays["weight"] -= np.float32(rate) * (batch.T @ error)
+        arrays["bias"] -= np.float32(rate) * error.sum(axis=0)
 
 
 def record(arrays: Arrays) -> ArrayRecord:
@@ -57,9 +67,14 @@ def record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({key: Array(value) for key, value in arrays.items()})
 
 
-def arrays_in(message: Message) -> dict[str, NDArray]:
-    """The model in a message."""
-    return {key: array.numpy().copy() for key, array in message.content["arrays"].items()}
+def arrays_in(found: ArrayRecord) -> dict[str, NDArray]:
+    """The inverse of :func:`record`."""
+    return {key: array.numpy().copy() for key, array in found.items()}
+
+
+def fresh() -> dict[str, NDArray]:
+    """T_0."""
+    return {"weight": np.zeros((64, CLASSES), np.float32), "bias": np.zeros(CLASSES, np.float32)}
 
 
 client = flower_chain.ClientApp(classes=lambda _: range(CLASSES), predict=predict)
@@ -67,14 +82,10 @@ client = flower_chain.ClientApp(classes=lambda _: range(CLASSES), predict=predic
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """Gradient descent in batches of 20, one epoch."""
-    arrays, (x, y) = arrays_in(message), part_of(context)
+    """One epoch."""
+    arrays, (x, y) = arrays_in(message.content["arrays"]), part_of(context)
     validation = flower_chain.Validation(lambda some: predict(arrays, some))
-    for start in range(0, len(y), 20):
-        batch, labels = x[start : start + 20], y[start : start + 20]
-        error = (predict(arrays, batch) - np.eye(CLASSES, dtype=np.float32)[labels]) / len(labels)
-        arrays["weight"] -= RATE * (batch.T @ error)
-        arrays["bias"] -= RATE * error.sum(axis=0)
+    train_one_epoch(arrays, x, y, RATE)
     validation.measure()
     metrics = MetricRecord({"num-examples": len(y)})
     return Message(RecordDict({"arrays": record(arrays), "metrics": metrics}), reply_to=message)
@@ -85,7 +96,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Accuracy, precision and recall on the device's data, or on the owner's samples."""
     samples = flower_chain.validation_samples()
     x, y = part_of(context) if samples is None else (samples.x, samples.y)
-    found = predict(arrays_in(message), x).argmax(axis=1)
+    found = predict(arrays_in(message.content["arrays"]), x).argmax(axis=1)
     right = [((found == k) & (y == k)).sum() for k in range(CLASSES)]
     said, are = (np.bincount(each, minlength=CLASSES).clip(1) for each in (found, y))
     metrics = MetricRecord(
@@ -105,6 +116,5 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     devices = int(config["num-devices"])
     fedavg = FedAvg(min_train_nodes=devices, min_available_nodes=devices, fraction_evaluate=0.0)
-    first = {"weight": np.zeros((64, CLASSES), np.float32), "bias": np.zeros(CLASSES, np.float32)}
     strategy = flower_chain.wrap(fedavg, context, examiner())
-    strategy.start(grid, record(first), num_rounds=int(config["num-server-rounds"]))
+    strategy.start(grid, record(fresh()), num_rounds=int(config["num-server-rounds"]))
